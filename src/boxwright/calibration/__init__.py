@@ -1,0 +1,1 @@
+"""INT8 ranges, placement and the accuracy that they keep."""

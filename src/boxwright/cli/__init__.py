@@ -1,0 +1,1 @@
+"""The command line: one file a verb, found by its name; see `boxwright.cli.main`."""

@@ -1,0 +1,34 @@
+"""Options that several verbs share, so that a flag means the same everywhere.
+
+A verb writes `conf: ConfOption = 0.25`; the default stays with the verb.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+Precision = Literal["fp32", "fp16", "bf16", "int8"]
+NmsForm = Literal["graph", "plugin", "none"]
+
+AgnosticNmsOption = Annotated[bool, typer.Option("--agnostic-nms", help="A box suppresses boxes of other classes too.")]
+BackendOption = Annotated[str | None, typer.Option("--backend", help="Engine; by default the file decides.")]
+BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Images in a batch.")]
+ConfOption = Annotated[float, typer.Option("--conf", min=0.0, max=1.0, help="Keep scores above this.")]
+DataOption = Annotated[Path, typer.Option("--data", help="Data set: a COCO or VOC folder, or a YOLO data.yaml.")]
+DeviceOption = Annotated[str, typer.Option("--device", help="Where to run: cpu, cuda, cuda:1 ...")]
+DynamicOption = Annotated[bool, typer.Option("--dynamic", help="Leave the batch size open.")]
+ImageSizeOption = Annotated[
+    str | None, typer.Option("--imgsz", help="Input size in pixels: 416, or height and width as 416x640.")
+]
+IouOption = Annotated[float, typer.Option("--iou", min=0.0, max=1.0, help="NMS suppresses overlaps above this IoU.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else there.")]
+MaxDetectionsOption = Annotated[int, typer.Option("--max-det", min=1, help="Detections kept of an image.")]
+NmsOption = Annotated[NmsForm, typer.Option("--nms", help="Where decoding and NMS happen.")]
+NumThreadsOption = Annotated[int | None, typer.Option("--num-threads", min=1, help="CPU threads of the engine.")]
+OpsetOption = Annotated[int, typer.Option("--opset", min=17, help="ONNX operator set.")]
+PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Arithmetic of the engine.")]
+SplitOption = Annotated[str, typer.Option("--split", help="Which part of the data set: train, val or test.")]
+WorkersOption = Annotated[int, typer.Option("--workers", min=0, help="Processes that load images.")]

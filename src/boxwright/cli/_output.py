@@ -1,0 +1,109 @@
+"""What the verbs print: one JSON document on stdout, everything meant for people's eyes on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
+
+_json_stream: TextIO | None = None
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document to stdout.
+
+    Args:
+        document: dicts, lists, strings and numbers; numpy's scalars and arrays, paths, tuples and dataclasses are
+            turned into those, and numbers that are not finite (JSON has none) into null.
+    """
+    stream = _json_stream or sys.stdout
+    print(json.dumps(_to_plain(document), indent=2, ensure_ascii=False, allow_nan=False), file=stream, flush=True)
+
+
+def stderr_console() -> Console:
+    """Return the rich console for messages and tables that must not mix with a result on stdout."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def stdout_console() -> Console:
+    """Return the rich console for results that people read (without `--json`)."""
+    from rich.console import Console
+
+    return Console()
+
+
+def progress_bar() -> Progress:
+    """Return a progress display on stderr with what is done, how fast, and the time left; use it in a `with`."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=stderr_console(),
+    )
+
+
+@contextlib.contextmanager
+def json_alone_on_stdout() -> Iterator[None]:
+    """Send to stderr whatever is written to stdout in the block, by libraries and child processes too.
+
+    `print_json` alone still reaches stdout. The file descriptor itself is turned, since C++ libraries write to it.
+    """
+    global _json_stream
+    python_stdout = sys.stdout
+    with contextlib.ExitStack() as stack:
+        if _is_descriptor_1(python_stdout):
+            python_stdout.flush()
+            saved = os.dup(1)
+            _json_stream = stack.enter_context(os.fdopen(saved, "w", encoding="utf-8"))
+            os.dup2(2, 1)
+            stack.callback(os.dup2, saved, 1)
+        else:
+            _json_stream = python_stdout
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        finally:
+            python_stdout.flush()
+            _json_stream = None
+
+
+def _is_descriptor_1(stream: TextIO) -> bool:
+    """Whether `stream` writes to the process's own stdout (a test may have put another in its place)."""
+    try:
+        return stream.fileno() == 1
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _to_plain(value: Any) -> Any:
+    """Turn `value` into what `json` can write."""
+    if hasattr(value, "tolist"):  # numpy's scalars and arrays
+        value = value.tolist()
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(key): _to_plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_to_plain(entry) for entry in value]
+    if isinstance(value, PurePath):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,1 @@
+"""One file an engine; `Detector` runs them all."""
