@@ -5,19 +5,24 @@ A verb writes `conf: ConfOption = 0.25`; the default stays with the verb.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from boxwright.core.errors import InputError
+
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 NmsForm = Literal["graph", "plugin", "none"]
+_DATA_HELP = "Data set: a COCO or VOC folder, or a YOLO data.yaml."
 
 AgnosticNmsOption = Annotated[bool, typer.Option("--agnostic-nms", help="A box suppresses boxes of other classes too.")]
 BackendOption = Annotated[str | None, typer.Option("--backend", help="Engine; by default the file decides.")]
 BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Images in a batch.")]
 ConfOption = Annotated[float, typer.Option("--conf", min=0.0, max=1.0, help="Keep scores above this.")]
-DataOption = Annotated[Path, typer.Option("--data", help="Data set: a COCO or VOC folder, or a YOLO data.yaml.")]
+DataOption = Annotated[Path, typer.Option("--data", help=_DATA_HELP)]
+DataIfAnyOption = Annotated[Path | None, typer.Option("--data", help=_DATA_HELP)]
 DeviceOption = Annotated[str, typer.Option("--device", help="Where to run: cpu, cuda, cuda:1 ...")]
 DynamicOption = Annotated[bool, typer.Option("--dynamic", help="Leave the batch size open.")]
 ImageSizeOption = Annotated[
@@ -32,3 +37,24 @@ OpsetOption = Annotated[int, typer.Option("--opset", min=17, help="ONNX operator
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Arithmetic of the engine.")]
 SplitOption = Annotated[str, typer.Option("--split", help="Which part of the data set: train, val or test.")]
 WorkersOption = Annotated[int, typer.Option("--workers", min=0, help="Processes that load images.")]
+
+
+def parse_image_size(text: str) -> tuple[int, int]:
+    """Return (height, width) in pixels of what `--imgsz` was given.
+
+    Args:
+        text: "416" for a square, or "416x640" for height and width.
+
+    Raises:
+        InputError: for anything else.
+    """
+    match = re.fullmatch(r"([1-9]\d{0,4})(?:x([1-9]\d{0,4}))?", text.strip())
+    if match is None:
+        raise InputError(
+            "--imgsz",
+            expected="a size such as 416, or height and width such as 416x640",
+            got=repr(text),
+            fix="pass whole pixels",
+        )
+    height, width = match[1], match[2] or match[1]
+    return int(height), int(width)

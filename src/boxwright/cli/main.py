@@ -42,13 +42,9 @@ class VerbCommand(typer.core.TyperCommand):
 class VerbGroup(typer.core.TyperGroup):
     """The command `boxwright`, whose verbs are the files beside this one."""
 
-    def list_commands(self, ctx: Any) -> list[str]:
-        """Return the names of all verbs."""
-        return verb_names()
-
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return a stand-in that carries the verb's help alone: nothing is imported for it."""
-        if cmd_name not in verb_names():
+        if cmd_name not in self.commands:
             return None
         return typer.core.TyperCommand(cmd_name, help=_verb_summary(cmd_name), callback=lambda: None)
 
@@ -101,6 +97,7 @@ def _build_group() -> VerbGroup:
 
     group = typer.main.get_command(app)
     assert isinstance(group, VerbGroup)
+    group.commands = {name: typer.core.TyperCommand(name) for name in verb_names()}
     return group
 
 
