@@ -46,7 +46,14 @@ def stdout_console() -> Console:
 
 def progress_bar() -> Progress:
     """Return a progress display on stderr with what is done, how fast, and the time left; use it in a `with`."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     return Progress(
         TextColumn("{task.description}"),
