@@ -57,12 +57,8 @@ def from_jsonable(cls: type[T], data: Any, path: str = "manifest") -> T:
         raise ManifestError(path, expected="the key " + ", ".join(missing), got="none", fix="export the model again")
     try:
         return cls(**values)
-    except ManifestError:
-        raise
     except InputError as error:
-        raise ManifestError(
-            f"{path}: {error.what}", expected=error.expected, got=error.got, fix="export the model again"
-        ) from error
+        raise ManifestError(f"{path}: {error.what}", expected=error.expected, got=error.got, fix=error.fix) from error
 
 
 def _decode(hint: Any, value: Any, path: str) -> Any:
