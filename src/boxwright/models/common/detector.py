@@ -1,0 +1,87 @@
+"""What every detector family implements."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from boxwright.core.decode_spec import DecodeSpec
+from boxwright.core.errors import InputError
+from boxwright.core.preprocess import Preprocess
+from boxwright.models.common.targets import Targets
+
+
+class DetectionModel(nn.Module, ABC):
+    """A detector that maps images to raw heads and raw heads with targets to a loss.
+
+    Attributes:
+        family: name of the file in `models/` that defines it.
+        variant: e.g. "yolox-nano".
+        num_classes: without the background.
+        size_divisor: the sides of the network's input are multiples of this many pixels.
+    """
+
+    family: ClassVar[str]
+    size_divisor: ClassVar[int] = 32
+
+    def __init__(self, *, variant: str, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise InputError("num_classes", expected="at least 1", got=str(num_classes), fix="give a class")
+        self.variant = variant
+        self.num_classes = num_classes
+
+    @abstractmethod
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Raw heads of a batch.
+
+        Args:
+            images: (B, 3, H, W) as `default_preprocess` makes them.
+
+        Returns:
+            `box_regression` (B, N, 4), `class_logits` (B, N, C) and, where the head has it, `objectness` (B, N): the
+            inputs of DecodeNMS. Names that begin with an underscore are for the loss alone and not exported.
+        """
+
+    @abstractmethod
+    def loss(self, heads: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
+        """The parts of the training loss, scalars, and their total under the key `loss`.
+
+        Args:
+            heads: what `forward` returned in training mode.
+            targets: of the same batch.
+        """
+
+    def training_loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Forward and loss; families whose forward needs the targets (two-stage) override this."""
+        return self.loss(self(images), targets)
+
+    @abstractmethod
+    def decode_spec(self, size_hw: tuple[int, int]) -> DecodeSpec:
+        """How the raw heads become detections at this input size.
+
+        Raises:
+            InputError: where the network cannot take that size.
+        """
+
+    @abstractmethod
+    def default_preprocess(self, size_hw: tuple[int, int]) -> Preprocess:
+        """The preprocessing that the family is trained with."""
+
+    def enter_final_phase(self) -> None:
+        """Told once, before the last epochs, in which the strong augmentations rest."""
+        return
+
+    def check_size(self, size_hw: tuple[int, int]) -> None:
+        """Raise `InputError` where a side of the input is not a positive multiple of `size_divisor`."""
+        if all(side > 0 and side % self.size_divisor == 0 for side in size_hw):
+            return
+        nearest = tuple(max(1, round(side / self.size_divisor)) * self.size_divisor for side in size_hw)
+        raise InputError(
+            f"{self.variant} input size",
+            expected=f"height and width that are multiples of {self.size_divisor}",
+            got=f"{size_hw[0]}x{size_hw[1]}",
+            fix=f"pass --imgsz {nearest[0]}x{nearest[1]}",
+        )

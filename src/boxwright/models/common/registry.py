@@ -1,0 +1,92 @@
+"""Finds the detector families: every file in `models/` is one, and its name is the family's.
+
+A family file has `VARIANTS` (name -> frozen config with `size_hw`), `build(variant, num_classes)`, `IMPORTS` (which
+public checkpoints it reads, for people) and `import_checkpoint(state, variant)`.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from boxwright.core.errors import InputError
+from boxwright.models.common.checkpoint import StateDict
+from boxwright.models.common.detector import DetectionModel
+
+_PACKAGE = "boxwright.models"
+
+
+class VariantConfig(Protocol):
+    """What the config of every variant has."""
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """The input size that the variant is usually run at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportedWeights:
+    """A foreign checkpoint's weights under our names.
+
+    Attributes:
+        state: for the module that `build` makes with `num_classes`.
+        num_classes: that the checkpoint was trained on.
+    """
+
+    state: StateDict
+    num_classes: int
+
+
+class Family(Protocol):
+    """The module object of a family's file."""
+
+    VARIANTS: Mapping[str, VariantConfig]
+    IMPORTS: str
+
+    def build(self, variant: str, num_classes: int) -> DetectionModel:
+        """A module of that variant with random weights."""
+
+    def import_checkpoint(self, state: StateDict, variant: str) -> ImportedWeights:
+        """The weights of the authors' checkpoint under our names."""
+
+
+@functools.cache
+def families() -> dict[str, Family]:
+    """All families by name."""
+    package = importlib.import_module(_PACKAGE)
+    names = sorted(
+        module.name
+        for module in pkgutil.iter_modules(package.__path__)
+        if not module.ispkg and not module.name.startswith("_")
+    )
+    return {name: cast("Family", _import_family(name)) for name in names}
+
+
+def _import_family(name: str) -> Any:
+    module = importlib.import_module(f"{_PACKAGE}.{name}")
+    missing = [part for part in ("VARIANTS", "IMPORTS", "build", "import_checkpoint") if not hasattr(module, part)]
+    if missing:
+        lacking = ", ".join(missing)
+        raise TypeError(f"models/{name}.py: expected a detector family, got no {lacking}; see docs/adding.md")
+    return module
+
+
+def variant_names() -> tuple[str, ...]:
+    """The names of all variants of all families."""
+    return tuple(variant for family in families().values() for variant in family.VARIANTS)
+
+
+def family_of(variant: str) -> str:
+    """The name of the family that a variant belongs to.
+
+    Raises:
+        InputError: where there is no such variant.
+    """
+    for name, family in families().items():
+        if variant in family.VARIANTS:
+            return name
+    raise InputError("--model", expected="one of " + ", ".join(variant_names()), got=repr(variant), fix="pass one")

@@ -1,0 +1,331 @@
+"""YOLOX: an anchor-free YOLO with a decoupled head and SimOTA label assignment.
+
+Source: Ge et al., YOLOX: Exceeding YOLO Series in 2021, arXiv:2107.08430.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from boxwright.core.decode_spec import Grid, GridLevel, NmsSpec
+from boxwright.core.errors import CheckpointError
+from boxwright.core.preprocess import Preprocess
+from boxwright.core.preprocess_presets import preset
+from boxwright.models.common.checkpoint import StateDict
+from boxwright.models.common.detector import DetectionModel
+from boxwright.models.common.layers import ConvBnAct, DepthwiseSeparable
+from boxwright.models.common.registry import ImportedWeights
+from boxwright.models.common.targets import Targets
+
+STRIDES = (8, 16, 32)
+# The probability that an untrained head gives to everything. Source: Lin et al., Focal Loss, ICCV 2017, sec. 3.3.
+PRIOR_PROBABILITY = 0.01
+IMPORTS = "the authors' .pth files ({'model': ...}), release 0.1.0 with --preprocess yolox-legacy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class YoloxConfig:
+    """A variant.
+
+    Attributes:
+        depth: multiplies the number of blocks in a stage.
+        width: multiplies the number of channels.
+        depthwise: whether 3x3 convolutions are split into depthwise and pointwise.
+        size_hw: the usual input size.
+    """
+
+    depth: float
+    width: float
+    depthwise: bool = False
+    size_hw: tuple[int, int] = (640, 640)
+
+
+VARIANTS: dict[str, YoloxConfig] = {
+    # Not the authors': the smallest useful one, for tests and first steps on a CPU.
+    "yolox-pico": YoloxConfig(depth=0.33, width=0.125, size_hw=(160, 160)),
+    "yolox-nano": YoloxConfig(depth=0.33, width=0.25, depthwise=True, size_hw=(416, 416)),
+    "yolox-tiny": YoloxConfig(depth=0.33, width=0.375, size_hw=(416, 416)),
+    "yolox-s": YoloxConfig(depth=0.33, width=0.50),
+    "yolox-m": YoloxConfig(depth=0.67, width=0.75),
+    "yolox-l": YoloxConfig(depth=1.0, width=1.0),
+    "yolox-x": YoloxConfig(depth=1.33, width=1.25),
+}
+
+MakeConv = Callable[[int, int, int, int], nn.Module]
+
+
+def _make_conv(depthwise: bool) -> MakeConv:
+    """A factory of k x k convolutions: (in_channels, out_channels, kernel_size, stride) -> module."""
+
+    def make(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> nn.Module:
+        block = DepthwiseSeparable if depthwise else ConvBnAct
+        return block(in_channels, out_channels, kernel_size, stride=stride)
+
+    return make
+
+
+class Focus(nn.Module):
+    """Each 2x2 patch of pixels becomes one position of 12 channels; then a convolution."""
+
+    def __init__(self, out_channels: int) -> None:
+        super().__init__()
+        self.conv = ConvBnAct(12, out_channels, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        even_rows, odd_rows = images[..., ::2, :], images[..., 1::2, :]
+        patches = [even_rows[..., ::2], odd_rows[..., ::2], even_rows[..., 1::2], odd_rows[..., 1::2]]
+        features: Tensor = self.conv(torch.cat(patches, dim=1))  # (B, 12, H/2, W/2) before the convolution
+        return features
+
+
+class Bottleneck(nn.Module):
+    """1x1 and 3x3 convolution, with a shortcut where asked for."""
+
+    def __init__(self, channels: int, *, shortcut: bool, make_conv: MakeConv) -> None:
+        super().__init__()
+        self.conv1 = ConvBnAct(channels, channels, 1)
+        self.conv2 = make_conv(channels, channels, 3, 1)
+        self.shortcut = shortcut
+
+    def forward(self, features: Tensor) -> Tensor:
+        refined: Tensor = self.conv2(self.conv1(features))
+        return features + refined if self.shortcut else refined
+
+
+class CspLayer(nn.Module):
+    """Half of the channels pass through bottlenecks, half around them. Source: Wang et al., CSPNet, 2020."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, *, num_blocks: int, shortcut: bool, make_conv: MakeConv
+    ) -> None:
+        super().__init__()
+        hidden = out_channels // 2
+        self.conv1 = ConvBnAct(in_channels, hidden, 1)
+        self.conv2 = ConvBnAct(in_channels, hidden, 1)
+        self.conv3 = ConvBnAct(2 * hidden, out_channels, 1)
+        self.blocks = nn.Sequential(
+            *(Bottleneck(hidden, shortcut=shortcut, make_conv=make_conv) for _ in range(num_blocks))
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        through, around = self.blocks(self.conv1(features)), self.conv2(features)
+        merged: Tensor = self.conv3(torch.cat([through, around], dim=1))
+        return merged
+
+
+class SpatialPyramidPooling(nn.Module):
+    """Max-pools of several sizes beside each other. Source: He et al., SPP, 2014, in the form of YOLOv3-SPP."""
+
+    def __init__(self, channels: int, kernel_sizes: tuple[int, ...] = (5, 9, 13)) -> None:
+        super().__init__()
+        hidden = channels // 2
+        self.conv1 = ConvBnAct(channels, hidden, 1)
+        self.pools = nn.ModuleList(nn.MaxPool2d(size, stride=1, padding=size // 2) for size in kernel_sizes)
+        self.conv2 = ConvBnAct(hidden * (len(kernel_sizes) + 1), channels, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        reduced = self.conv1(features)
+        pooled: Tensor = self.conv2(torch.cat([reduced, *(pool(reduced) for pool in self.pools)], dim=1))
+        return pooled
+
+
+class CspDarknet(nn.Module):
+    """The backbone: features at strides 8, 16 and 32."""
+
+    def __init__(self, config: YoloxConfig, make_conv: MakeConv) -> None:
+        super().__init__()
+        base = int(config.width * 64)
+        blocks = max(round(config.depth * 3), 1)
+        self.stem = Focus(base)
+        stages = []
+        for index, num_blocks in enumerate((blocks, 3 * blocks, 3 * blocks, blocks)):
+            channels, is_last = base * 2 ** (index + 1), index == 3
+            layers = [make_conv(channels // 2, channels, 3, 2)]
+            if is_last:
+                layers.append(SpatialPyramidPooling(channels))
+            layers.append(
+                CspLayer(channels, channels, num_blocks=num_blocks, shortcut=not is_last, make_conv=make_conv)
+            )
+            stages.append(nn.Sequential(*layers))
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        stride4 = self.stages[0](self.stem(images))
+        stride8 = self.stages[1](stride4)
+        stride16 = self.stages[2](stride8)
+        return stride8, stride16, self.stages[3](stride16)
+
+
+class PathAggregation(nn.Module):
+    """The neck: a top-down and a bottom-up path between the levels. Source: Liu et al., PANet, CVPR 2018, sec. 3.2."""
+
+    def __init__(self, config: YoloxConfig, make_conv: MakeConv) -> None:
+        super().__init__()
+        p3, p4, p5 = (int(channels * config.width) for channels in (256, 512, 1024))
+        num_blocks = round(3 * config.depth)
+
+        def csp(in_channels: int, out_channels: int) -> CspLayer:
+            return CspLayer(in_channels, out_channels, num_blocks=num_blocks, shortcut=False, make_conv=make_conv)
+
+        self.lateral_p5 = ConvBnAct(p5, p4, 1)
+        self.top_down_p4 = csp(2 * p4, p4)
+        self.lateral_p4 = ConvBnAct(p4, p3, 1)
+        self.top_down_p3 = csp(2 * p3, p3)
+        self.downsample_p3 = make_conv(p3, p3, 3, 2)
+        self.bottom_up_p4 = csp(2 * p3, p4)
+        self.downsample_p4 = make_conv(p4, p4, 3, 2)
+        self.bottom_up_p5 = csp(2 * p4, p5)
+
+    def forward(self, p3: Tensor, p4: Tensor, p5: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        lateral_p5 = self.lateral_p5(p5)
+        lateral_p4 = self.lateral_p4(self.top_down_p4(torch.cat([_upsample(lateral_p5), p4], dim=1)))
+        out_p3 = self.top_down_p3(torch.cat([_upsample(lateral_p4), p3], dim=1))
+        out_p4 = self.bottom_up_p4(torch.cat([self.downsample_p3(out_p3), lateral_p4], dim=1))
+        out_p5 = self.bottom_up_p5(torch.cat([self.downsample_p4(out_p4), lateral_p5], dim=1))
+        return out_p3, out_p4, out_p5
+
+
+def _upsample(features: Tensor) -> Tensor:
+    return functional.interpolate(features, scale_factor=2.0, mode="nearest")
+
+
+class DecoupledHead(nn.Module):
+    """Classes in one branch, box and objectness in another, on every level. Source: YOLOX, sec. 2.1, fig. 2."""
+
+    def __init__(self, config: YoloxConfig, make_conv: MakeConv, num_classes: int) -> None:
+        super().__init__()
+        hidden = int(256 * config.width)
+        in_channels = [int(channels * config.width) for channels in (256, 512, 1024)]
+
+        def branch() -> nn.Sequential:
+            return nn.Sequential(make_conv(hidden, hidden, 3, 1), make_conv(hidden, hidden, 3, 1))
+
+        self.stems = nn.ModuleList(ConvBnAct(channels, hidden, 1) for channels in in_channels)
+        self.class_convs = nn.ModuleList(branch() for _ in in_channels)
+        self.box_convs = nn.ModuleList(branch() for _ in in_channels)
+        self.class_logits = nn.ModuleList(nn.Conv2d(hidden, num_classes, 1) for _ in in_channels)
+        self.box_regression = nn.ModuleList(nn.Conv2d(hidden, 4, 1) for _ in in_channels)
+        self.objectness = nn.ModuleList(nn.Conv2d(hidden, 1, 1) for _ in in_channels)
+        for conv in [*self.class_logits, *self.objectness]:
+            assert isinstance(conv, nn.Conv2d) and conv.bias is not None
+            nn.init.constant_(conv.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
+
+    def forward(self, levels: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        class_logits, box_regression, objectness = [], [], []
+        for index, features in enumerate(levels):
+            stem = self.stems[index](features)
+            box_features = self.box_convs[index](stem)
+            class_logits.append(self.class_logits[index](self.class_convs[index](stem)).flatten(2))  # (B, C, h*w)
+            box_regression.append(self.box_regression[index](box_features).flatten(2))  # (B, 4, h*w)
+            objectness.append(self.objectness[index](box_features).flatten(1))  # (B, h*w)
+        return {
+            "box_regression": torch.cat(box_regression, dim=2).transpose(1, 2),  # (B, N, 4)
+            "class_logits": torch.cat(class_logits, dim=2).transpose(1, 2),  # (B, N, C)
+            "objectness": torch.cat(objectness, dim=1),  # (B, N)
+        }
+
+
+class Yolox(DetectionModel):
+    """The detector; raw heads before any activation, boxes as offsets to the grid."""
+
+    family: ClassVar[str] = "yolox"
+
+    def __init__(self, *, variant: str, num_classes: int) -> None:
+        super().__init__(variant=variant, num_classes=num_classes)
+        config = VARIANTS[variant]
+        make_conv = _make_conv(config.depthwise)
+        self.backbone = CspDarknet(config, make_conv)
+        self.neck = PathAggregation(config, make_conv)
+        self.head = DecoupledHead(config, make_conv, num_classes)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        heads: dict[str, Tensor] = self.head(self.neck(*self.backbone(images)))
+        return heads
+
+    def loss(self, heads: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
+        raise NotImplementedError  # follows with the assigner
+
+    def decode_spec(self, size_hw: tuple[int, int]) -> Grid:
+        self.check_size(size_hw)
+        return Grid(
+            num_classes=self.num_classes,
+            box_coding="yolox",
+            levels=tuple(
+                GridLevel(grid_hw=(size_hw[0] // stride, size_hw[1] // stride), stride=stride) for stride in STRIDES
+            ),
+            score_combination="multiply",
+            nms=NmsSpec(),
+        )
+
+    def default_preprocess(self, size_hw: tuple[int, int]) -> Preprocess:
+        return preset("yolox", size_hw)
+
+
+def build(variant: str, num_classes: int) -> Yolox:
+    """A YOLOX of that variant with random weights."""
+    return Yolox(variant=variant, num_classes=num_classes)
+
+
+# The authors' names to ours, applied in this order.
+_RENAMES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^backbone\.lateral_conv0\.", "neck.lateral_p5."),
+        (r"^backbone\.C3_p4\.", "neck.top_down_p4."),
+        (r"^backbone\.reduce_conv1\.", "neck.lateral_p4."),
+        (r"^backbone\.C3_p3\.", "neck.top_down_p3."),
+        (r"^backbone\.bu_conv2\.", "neck.downsample_p3."),
+        (r"^backbone\.C3_n3\.", "neck.bottom_up_p4."),
+        (r"^backbone\.bu_conv1\.", "neck.downsample_p4."),
+        (r"^backbone\.C3_n4\.", "neck.bottom_up_p5."),
+        (r"^backbone\.backbone\.stem\.", "backbone.stem."),
+        (r"^backbone\.backbone\.dark2\.", "backbone.stages.0."),
+        (r"^backbone\.backbone\.dark3\.", "backbone.stages.1."),
+        (r"^backbone\.backbone\.dark4\.", "backbone.stages.2."),
+        (r"^backbone\.backbone\.dark5\.", "backbone.stages.3."),
+        (r"^head\.cls_convs\.", "head.class_convs."),
+        (r"^head\.reg_convs\.", "head.box_convs."),
+        (r"^head\.cls_preds\.", "head.class_logits."),
+        (r"^head\.reg_preds\.", "head.box_regression."),
+        (r"^head\.obj_preds\.", "head.objectness."),
+        (r"\.m\.(\d+)\.", r".blocks.\1."),
+        (r"\.dconv\.", ".depthwise."),
+        (r"\.pconv\.", ".pointwise."),
+    )
+)
+
+
+def import_checkpoint(state: StateDict, variant: str) -> ImportedWeights:
+    """The weights of the authors' checkpoint under our names.
+
+    Args:
+        state: their state dict.
+        variant: that it is of.
+
+    Raises:
+        CheckpointError: where it is not one of YOLOX.
+
+    Source: the key names of the public files of release 0.1.0 and later.
+    """
+    class_head = state.get("head.cls_preds.0.weight")
+    if class_head is None:
+        raise CheckpointError(
+            "checkpoint",
+            expected=f"the tensors of {variant}, head.cls_preds.0.weight among them",
+            got="others: " + ", ".join(list(state)[:10]),
+            fix="pass the --model that it was trained as",
+        )
+    renamed = {}
+    for name, tensor in state.items():
+        for pattern, replacement in _RENAMES:
+            name = pattern.sub(replacement, name)
+        renamed[name] = tensor
+    return ImportedWeights(state=renamed, num_classes=class_head.shape[0])
