@@ -50,19 +50,17 @@ $(INSTALLED): $(INSTALL_INPUTS) | $(BIN)/python
 
 # Debian leaves ensurepip out of its Python: there the system's pip puts one into the environment.
 $(BIN)/python:
-	@python="$(PYTHON)"; \
+	@fits='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'; \
+	for candidate in $(or $(PYTHON),python3 python3.13 python3.12 python3.11); do \
+		if $$candidate -c "$$fits" 2>/dev/null; then python=$$candidate; break; fi; \
+	done; \
 	if [ -z "$$python" ]; then \
-		for candidate in python3 python3.13 python3.12 python3.11; do \
-			if $$candidate -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; \
-			then python=$$candidate; break; fi; \
-		done; \
-	fi; \
-	if [ -z "$$python" ]; then \
-		echo "make: expected Python 3.11 to 3.13, found $$(python3 --version 2>&1); install one or pass PYTHON=..." >&2; \
+		echo "make: expected Python 3.11 to 3.13, got $$($(or $(PYTHON),python3) --version 2>&1);" \
+			"install one of those or name it: make PYTHON=python3.12 ..." >&2; \
 		exit 2; \
 	fi; \
 	echo "making $(VENV) with $$python ($$($$python --version))"; \
-	$$python -m venv $(VENV) 2>/dev/null || { \
+	$$python -m venv $(VENV) || { \
 		$$python -m venv --clear --without-pip $(VENV) && \
-		$$python -m pip --python $(BIN)/python install --constraint constraints.txt pip; \
-	}
+		$$python -m pip --python $(BIN)/python install pip; \
+	} || { rm -rf $(VENV); exit 1; }
