@@ -19,15 +19,19 @@ from boxwright.core.decode_spec import Grid, GridLevel, NmsSpec
 from boxwright.core.errors import CheckpointError
 from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
+from boxwright.models.common.boxes import cxcywh_to_xyxy, paired_overlap, xyxy_to_cxcywh
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.detector import DetectionModel
 from boxwright.models.common.layers import ConvBnAct, DepthwiseSeparable
 from boxwright.models.common.registry import ImportedWeights
+from boxwright.models.common.simota import assign_simota
 from boxwright.models.common.targets import Targets
 
 STRIDES = (8, 16, 32)
 # The probability that an untrained head gives to everything. Source: Lin et al., Focal Loss, ICCV 2017, sec. 3.3.
 PRIOR_PROBABILITY = 0.01
+BOX_WEIGHT = 5.0
+MAX_LOG_SIZE = 12.0
 IMPORTS = "the authors' .pth files ({'model': ...}), release 0.1.0 with --preprocess yolox-legacy"
 
 
@@ -219,6 +223,7 @@ class DecoupledHead(nn.Module):
             nn.init.constant_(conv.bias, -math.log((1 - PRIOR_PROBABILITY) / PRIOR_PROBABILITY))
 
     def forward(self, levels: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """Raw heads of all levels, the finest first."""
         class_logits, box_regression, objectness = [], [], []
         for index, features in enumerate(levels):
             stem = self.stems[index](features)
@@ -233,6 +238,75 @@ class DecoupledHead(nn.Module):
         }
 
 
+def grid_cells(size_hw: tuple[int, int], device: torch.device) -> Tensor:
+    """Left, top and stride in pixels of the grid cells of all levels, (N, 3)."""
+    levels = []
+    for stride in STRIDES:
+        rows = torch.arange(size_hw[0] // stride, device=device, dtype=torch.float32) * stride
+        columns = torch.arange(size_hw[1] // stride, device=device, dtype=torch.float32) * stride
+        top, left = torch.meshgrid(rows, columns, indexing="ij")
+        levels.append(torch.stack([left, top, torch.full_like(left, stride)], dim=-1).flatten(0, 1))  # (cells, 3)
+    return torch.cat(levels)
+
+
+def decode(box_regression: Tensor, cells: Tensor) -> Tensor:
+    """Boxes (B, N, 4) xyxy in network pixels from raw heads (B, N, 4) and cells (N, 3)."""
+    origins, strides = cells[:, :2], cells[:, 2:]
+    centres = origins + box_regression[..., :2] * strides
+    # The bound is far above any image; it keeps one wild early prediction from an infinite loss.
+    sizes = box_regression[..., 2:].clamp(max=MAX_LOG_SIZE).exp() * strides
+    return cxcywh_to_xyxy(torch.cat([centres, sizes], dim=-1))
+
+
+def yolox_loss(heads: dict[str, Tensor], targets: Targets, *, with_l1: bool) -> dict[str, Tensor]:
+    """The loss of a batch: each part is summed over its points and divided by the number of foreground points.
+
+    Args:
+        heads: raw heads of the batch, with the grid under `_cells`.
+        targets: of the batch.
+        with_l1: adds the distance of the raw box numbers to the ideal ones, for the last epochs.
+
+    Returns:
+        Scalars `loss`, `loss_box`, `loss_objectness`, `loss_class` and, where asked for, `loss_l1`.
+
+    Source: YOLOX, sec. 2.1; the weight 5 and the squared IoU as in the authors' reference.
+    """
+    raw = heads["box_regression"].float()  # (B, N, 4); the loss is in float32 under mixed precision too
+    class_logits, objectness = heads["class_logits"].float(), heads["objectness"].float()
+    cells = heads["_cells"]
+    boxes = decode(raw, cells)
+    padded = targets.padded(raw.device)
+    points = cells[:, :2] + cells[:, 2:] / 2
+    found = assign_simota(boxes.detach(), class_logits.detach(), objectness.detach(), padded, points, cells[:, 2])
+    image, point = found.is_foreground.nonzero(as_tuple=True)  # (F,) each
+    target_row = found.object_index[image, point]
+    target_boxes = padded.boxes_xyxy[image, target_row]  # (F, 4)
+    class_targets = functional.one_hot(padded.class_ids[image, target_row], class_logits.shape[2])  # (F, C)
+    class_targets = class_targets * found.iou[image, point, None]
+    num_foreground = max(1, len(image))
+    iou = paired_overlap(boxes[image, point], target_boxes)
+    parts = {
+        "loss_box": BOX_WEIGHT * (1 - iou.square()).sum() / num_foreground,
+        "loss_objectness": _bce_sum(objectness, found.is_foreground.float()) / num_foreground,
+        "loss_class": _bce_sum(class_logits[image, point], class_targets) / num_foreground,
+    }
+    if with_l1:
+        ideal = encode(target_boxes, cells[point])
+        parts["loss_l1"] = (raw[image, point] - ideal).abs().sum() / num_foreground
+    return {"loss": torch.stack(list(parts.values())).sum(), **parts}
+
+
+def encode(boxes_xyxy: Tensor, cells: Tensor) -> Tensor:
+    """The raw numbers (F, 4) that decode to these boxes (F, 4) at these cells (F, 3)."""
+    boxes = xyxy_to_cxcywh(boxes_xyxy)
+    origins, strides = cells[:, :2], cells[:, 2:]
+    return torch.cat([(boxes[:, :2] - origins) / strides, (boxes[:, 2:] / strides).clamp(min=1e-8).log()], dim=-1)
+
+
+def _bce_sum(logits: Tensor, targets: Tensor) -> Tensor:
+    return functional.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+
+
 class Yolox(DetectionModel):
     """The detector; raw heads before any activation, boxes as offsets to the grid."""
 
@@ -240,6 +314,7 @@ class Yolox(DetectionModel):
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
+        self.with_l1 = False
         config = VARIANTS[variant]
         make_conv = _make_conv(config.depthwise)
         self.backbone = CspDarknet(config, make_conv)
@@ -248,10 +323,15 @@ class Yolox(DetectionModel):
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         heads: dict[str, Tensor] = self.head(self.neck(*self.backbone(images)))
+        if self.training:
+            heads["_cells"] = grid_cells((images.shape[2], images.shape[3]), images.device)
         return heads
 
     def loss(self, heads: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        raise NotImplementedError  # follows with the assigner
+        return yolox_loss(heads, targets, with_l1=self.with_l1)
+
+    def enter_final_phase(self) -> None:
+        self.with_l1 = True
 
     def decode_spec(self, size_hw: tuple[int, int]) -> Grid:
         self.check_size(size_hw)
