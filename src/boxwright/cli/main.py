@@ -8,6 +8,7 @@ Files that begin with an underscore are shared by the verbs.
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ import typer.main
 
 import boxwright
 from boxwright.cli._output import json_alone_on_stdout
-from boxwright.core.errors import EXIT_OK, EXIT_USER, BoxwrightError
+from boxwright.core.errors import EXIT_OK, EXIT_USER, BoxwrightError, MissingDependencyError
 
 _FOLDER = Path(__file__).parent
 _EXIT_INTERRUPTED = 130
@@ -33,10 +34,11 @@ class VerbCommand(typer.core.TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Run the verb's function."""
-        if ctx.params.get("as_json"):
-            with json_alone_on_stdout():
+        try:
+            with json_alone_on_stdout() if ctx.params.get("as_json") else contextlib.nullcontext():
                 return super().invoke(ctx)
-        return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            raise _missing_dependency(error, verb=str(self.name)) from error
 
 
 class VerbGroup(typer.core.TyperGroup):
@@ -80,6 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return _complain("interrupted", _EXIT_INTERRUPTED)
     return status if isinstance(status, int) else EXIT_OK
+
+
+def _missing_dependency(error: ModuleNotFoundError, *, verb: str) -> Exception:
+    """Name the extra that brings a module; one that no extra brings is missing by a defect of ours."""
+    from boxwright.cli._installation import extra_that_brings
+
+    module = error.name or ""
+    extra = extra_that_brings(module, verb=verb)
+    if extra is None:
+        return error
+    return MissingDependencyError(module, extra=extra, needed_for=f"boxwright {verb}")
 
 
 def _build_group() -> VerbGroup:
