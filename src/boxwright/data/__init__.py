@@ -5,6 +5,7 @@ from boxwright.data.dataset import Dataset, Sample
 from boxwright.data.hashing import content_sha256
 from boxwright.data.layouts import list_splits, load_dataset
 from boxwright.data.problems import Problem
+from boxwright.data.shapes import generate_shapes
 
 __all__ = [
     "Dataset",
@@ -13,6 +14,7 @@ __all__ = [
     "Sample",
     "check_dataset",
     "content_sha256",
+    "generate_shapes",
     "list_splits",
     "load_dataset",
 ]
