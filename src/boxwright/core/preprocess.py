@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
@@ -61,7 +61,7 @@ class ImageTransform:
 class PreprocessedBatch(NamedTuple):
     """What the network gets, and the way back for each image."""
 
-    images: FloatArray  # (B, 3, H, W)
+    images: FloatArray | NDArray[np.uint8]  # (B, 3, H, W); uint8 (1, H, W, 3) where the graph preprocesses
     transforms: tuple[ImageTransform, ...]
     pixel_mask: NDArray[np.int64] | None  # (B, H, W), 1 where the image is, 0 in the padding
 
@@ -187,17 +187,23 @@ class Preprocess:
         transform = self.plan((image.shape[0], image.shape[1]))
         return self._place(image, transform, self.canvas_hw([transform]), out), transform
 
-    def apply_batch(self, images: Sequence[NDArray[np.uint8]]) -> PreprocessedBatch:
+    def apply_batch(
+        self,
+        images: Sequence[NDArray[np.uint8]],
+        allocate: Callable[[tuple[int, int, int, int]], FloatArray] | None = None,
+    ) -> PreprocessedBatch:
         """Make the network's input from several images, padded to a common size.
 
         Args:
             images: (H, W, 3) uint8 BGR each, of any sizes; at least one.
+            allocate: gives the float32 array of a shape to write the input into; a new array where None.
         """
         for image in images:
             check_image(image)
         transforms = tuple(self.plan((image.shape[0], image.shape[1])) for image in images)
         height, width = self.canvas_hw(transforms)
-        batch = np.empty((len(images), 3, height, width), dtype=np.float32)
+        shape = (len(images), 3, height, width)
+        batch = np.empty(shape, dtype=np.float32) if allocate is None else allocate(shape)
         for row, image, transform in zip(batch, images, transforms, strict=True):
             self._place(image, transform, (height, width), row)
         mask = None

@@ -1,0 +1,220 @@
+"""What an engine must offer, and how the engine for a model file is found.
+
+A backend moves tensors; it knows no boxes. A file `runtimes/<engine>.py` with `BACKEND`, `SUFFIXES` and `available()`
+is a backend; its file name is its name, and nothing else has to be edited. Importing such a file imports no engine.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+import boxwright.runtimes
+from boxwright.core.errors import ModelFileError, UnsupportedError
+from boxwright.runtimes.model_file import locate_model_file
+
+Tensors = dict[str, NDArray[Any]]
+BackendT = TypeVar("BackendT", bound="Backend")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """An input or output of a model.
+
+    Attributes:
+        shape: None where a dimension is open.
+        dtype: of its numbers.
+        is_optional: whether the model has a value of its own where none is given (inputs alone).
+    """
+
+    shape: tuple[int | None, ...]
+    dtype: np.dtype[Any]
+    is_optional: bool = False
+
+
+class Backend(Protocol):
+    """A model opened by an engine.
+
+    Attributes:
+        name: of the engine, as for `--backend`.
+        device: that it runs on, e.g. "cpu".
+        precision: of the arithmetic where the model is not quantized: "fp32", "fp16" or "bf16".
+        inputs: by name; the image is `images`.
+        outputs: by name, in the model's order.
+        manifest_json: that came with the file, or None.
+    """
+
+    name: str
+    device: str
+    precision: str
+    inputs: Mapping[str, TensorSpec]
+    outputs: Mapping[str, TensorSpec]
+    manifest_json: str | None
+
+    @classmethod
+    def open(
+        cls: type[BackendT],
+        path: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        precision: str | None = None,
+        num_threads: int = 0,
+    ) -> BackendT:
+        """Open a model file.
+
+        Args:
+            path: of the file, or of the folder that holds it.
+            device: e.g. "cpu".
+            precision: "fp32" (also where None), "fp16" or "bf16".
+            num_threads: of the CPU; 0 leaves it to the engine.
+
+        Raises:
+            ModelFileError: where the file cannot be opened.
+            UnsupportedError: where the engine cannot do this on this device, or not in this precision.
+            MissingDependencyError: where the engine is not installed.
+        """
+        ...
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
+        """Run the model once.
+
+        Args:
+            inputs: by name, of the shapes and dtypes of `inputs`; optional ones may be left out.
+
+        Returns:
+            All outputs by name, in memory that no later run touches.
+
+        Raises:
+            InputError: where the inputs do not fit the model.
+        """
+        ...
+
+    def submit(self, inputs: Mapping[str, NDArray[Any]]) -> object:
+        """Start a run and return its ticket at once; the inputs must stay as they are until `wait`."""
+        ...
+
+    def wait(self, ticket: Any) -> Tensors:
+        """The outputs of a run that `submit` started, as from `run`; once for each ticket."""
+        ...
+
+    def close(self) -> None:
+        """Free the engine's memory; the backend cannot be used any more. Closing twice is fine."""
+        ...
+
+    def __enter__(self: BackendT) -> BackendT: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None: ...
+
+
+class BackendModule(Protocol):
+    """What a file `runtimes/<engine>.py` defines.
+
+    Attributes:
+        BACKEND: the class.
+        SUFFIXES: of the files that it opens, its own format first.
+    """
+
+    BACKEND: type[Backend]
+    SUFFIXES: tuple[str, ...]
+
+    def available(self) -> str | None:
+        """None where the engine is installed, else what is missing."""
+        ...
+
+
+def backend_names() -> tuple[str, ...]:
+    """The names of all backends, installed or not, sorted."""
+    return tuple(sorted(_backend_modules()))
+
+
+def backend_module(name: str) -> BackendModule:
+    """The file of a backend.
+
+    Raises:
+        UnsupportedError: where there is none of that name.
+    """
+    modules = _backend_modules()
+    if name not in modules:
+        raise UnsupportedError(
+            f"backend {name!r}",
+            expected="one of " + ", ".join(sorted(modules)),
+            got=repr(name),
+            fix="pass one of these",
+        )
+    return modules[name]
+
+
+def open_backend(
+    path: str | os.PathLike[str],
+    *,
+    backend: str | None = None,
+    device: str = "cpu",
+    precision: str | None = None,
+    num_threads: int = 0,
+) -> Backend:
+    """Open a model file with the engine asked for, or else with an installed one that suits the file.
+
+    Args:
+        path: of a model file, or of the folder that an OpenVINO export made.
+        backend: name of the engine; None lets the file decide.
+        device: as for `Backend.open`.
+        precision: as for `Backend.open`.
+        num_threads: as for `Backend.open`.
+
+    Raises:
+        ModelFileError: where the file is missing, or no engine opens files like it.
+        UnsupportedError, MissingDependencyError: as for `Backend.open`.
+    """
+    file = locate_model_file(path)
+    if backend is None:
+        module = _module_for(file)
+    else:
+        module = backend_module(backend)
+        if file.suffix.lower() not in module.SUFFIXES:
+            raise ModelFileError(
+                str(path),
+                expected=f"a file that {backend} opens ({', '.join(module.SUFFIXES)})",
+                got=repr(file.suffix),
+                fix="pass another backend, or export the model for this one",
+            )
+    return module.BACKEND.open(file, device=device, precision=precision, num_threads=num_threads)
+
+
+def _backend_modules() -> dict[str, BackendModule]:
+    found: dict[str, Any] = {}
+    for info in pkgutil.iter_modules(boxwright.runtimes.__path__):
+        module = importlib.import_module(f"boxwright.runtimes.{info.name}")
+        if hasattr(module, "BACKEND"):
+            found[info.name] = module
+    return found
+
+
+def _module_for(file: Path) -> BackendModule:
+    """The installed engine whose own format comes nearest; where none is installed the first, whose `open` says so."""
+    suffix = file.suffix.lower()
+    modules = _backend_modules()
+    suitable = sorted(
+        (name for name in modules if suffix in modules[name].SUFFIXES),
+        key=lambda name: (modules[name].SUFFIXES.index(suffix), name),
+    )
+    if not suitable:
+        known = sorted({suffix for module in modules.values() for suffix in module.SUFFIXES})
+        raise ModelFileError(
+            str(file),
+            expected="a model file (" + ", ".join(known) + ") or an OpenVINO folder",
+            got=f"the suffix {file.suffix!r}" if file.suffix else "a file without a suffix",
+            fix="export the model with 'boxwright export'",
+        )
+    installed = [name for name in suitable if modules[name].available() is None]
+    return modules[(installed or suitable)[0]]

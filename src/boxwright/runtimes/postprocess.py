@@ -1,0 +1,92 @@
+"""From the outputs of a model to detections in pixels of the original images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boxwright.core import kernels
+from boxwright.core.boxes import FloatArray
+from boxwright.core.decode import DecodeNmsOutput
+from boxwright.core.detections import Detections
+from boxwright.core.manifest import Manifest
+from boxwright.core.preprocess import ImageTransform
+
+
+class Postprocessor:
+    """Decodes raw heads on the host, or reads the detections of a graph that decodes by itself."""
+
+    def __init__(self, manifest: Manifest, *, score_threshold: float, iou_threshold: float) -> None:
+        """Prepare what every image needs.
+
+        Args:
+            manifest: of the model.
+            score_threshold: kept are scores above it.
+            iou_threshold: of the NMS on the host.
+        """
+        self._preprocess = manifest.preprocess
+        self._is_decoded = manifest.stage == "detections"
+        self._attributes = manifest.decode.attributes()
+        self._priors = None if self._is_decoded else manifest.decode.priors()
+        self._score_threshold = score_threshold
+        self._iou_threshold = iou_threshold
+
+    def __call__(self, outputs: Mapping[str, NDArray[Any]], transforms: Sequence[ImageTransform]) -> list[Detections]:
+        """Make the detections of each image.
+
+        Args:
+            outputs: of the model by name; the batch may be longer than the transforms.
+            transforms: of the images.
+        """
+        decoded = _read_detections(outputs) if self._is_decoded else self._decode(outputs, transforms)
+        return [self._detections_of(decoded, row, transform) for row, transform in enumerate(transforms)]
+
+    def _decode(self, outputs: Mapping[str, NDArray[Any]], transforms: Sequence[ImageTransform]) -> DecodeNmsOutput:
+        class_logits = _as_float(outputs["class_logits"])
+        image_size_hw = _optional_float(outputs, "image_size_hw")
+        if self._attributes.clip_to_image and image_size_hw is None:
+            canvas_hw = np.array(self._preprocess.canvas_hw(transforms), dtype=np.float32)
+            image_size_hw = np.tile(canvas_hw, (len(class_logits), 1))  # (B, 2)
+        return kernels.decode_nms(
+            _as_float(outputs["box_regression"]),
+            class_logits,
+            attributes=self._attributes,
+            score_threshold=self._score_threshold,
+            iou_threshold=self._iou_threshold,
+            objectness=_optional_float(outputs, "objectness"),
+            priors=_optional_float(outputs, "priors") if self._priors is None else self._priors,
+            image_size_hw=image_size_hw,
+        )
+
+    def _detections_of(self, decoded: DecodeNmsOutput, row: int, transform: ImageTransform) -> Detections:
+        count = int(decoded.num_detections[row, 0])
+        scores = decoded.scores[row, :count]
+        if self._is_decoded:
+            # For an engine that cannot take a threshold; where it can, all of them are above already.
+            count = int(np.count_nonzero(scores > np.float32(self._score_threshold)))
+        return Detections(
+            boxes_xyxy=transform.to_original(decoded.boxes[row, :count]),
+            scores=scores[:count].copy(),
+            class_ids=decoded.class_ids[row, :count].copy(),
+        )
+
+
+def _read_detections(outputs: Mapping[str, NDArray[Any]]) -> DecodeNmsOutput:
+    return DecodeNmsOutput(
+        num_detections=outputs["num_detections"].astype(np.int32, copy=False).reshape(-1, 1),  # (B, 1)
+        boxes=_as_float(outputs["boxes"]),
+        scores=_as_float(outputs["scores"]),
+        class_ids=outputs["class_ids"].astype(np.int32, copy=False),
+    )
+
+
+def _as_float(array: NDArray[Any]) -> FloatArray:
+    """float32, which the outputs of a model in half precision need not be."""
+    return array.astype(np.float32, copy=False)
+
+
+def _optional_float(outputs: Mapping[str, NDArray[Any]], name: str) -> FloatArray | None:
+    return _as_float(outputs[name]) if name in outputs else None
