@@ -74,20 +74,17 @@ def json_alone_on_stdout() -> Iterator[None]:
     """
     global _json_stream
     python_stdout = sys.stdout
-    with contextlib.ExitStack() as stack:
-        if _is_descriptor_1(python_stdout):
-            python_stdout.flush()
-            saved = os.dup(1)
-            _json_stream = stack.enter_context(os.fdopen(saved, "w", encoding="utf-8"))
-            os.dup2(2, 1)
-            stack.callback(os.dup2, saved, 1)
-        else:
-            _json_stream = python_stdout
+    python_stdout.flush()
+    saved = os.dup(1)
+    with os.fdopen(saved, "w", encoding="utf-8") as saved_stdout:
+        _json_stream = saved_stdout if _is_descriptor_1(python_stdout) else python_stdout
+        os.dup2(2, 1)
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 yield
         finally:
             python_stdout.flush()
+            os.dup2(saved, 1)
             _json_stream = None
 
 

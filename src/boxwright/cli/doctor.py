@@ -116,7 +116,10 @@ def _examine_data(directory: Path, split: str | None, as_json: bool) -> None:
         _print_reports(reports)
     num_problems = sum(len(report.problems) for report in reports)
     if num_problems:
-        raise AnswerIsNoError(f"{directory}: {num_problems} problems found, named above with their files")
+        found = "1 problem found, named above with its file"
+        if num_problems > 1:
+            found = f"{num_problems} problems found, named above with their files"
+        raise AnswerIsNoError(f"{directory}: {found}")
 
 
 def _check_split(directory: Path, split: str) -> Report:

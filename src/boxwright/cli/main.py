@@ -80,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BoxwrightError as error:
         return _complain(str(error), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
+        status = _EXIT_INTERRUPTED
+    if status == _EXIT_INTERRUPTED:  # Typer may have turned the interrupt into this status
         return _complain("interrupted", _EXIT_INTERRUPTED)
     return status if isinstance(status, int) else EXIT_OK
 

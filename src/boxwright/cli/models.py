@@ -39,9 +39,11 @@ def _print_table(infos: tuple[ModelInfo, ...]) -> None:
     table = Table("family", "variant", caption="parameters and GFLOPs with 80 classes, at the input size")
     for header in ("input", "parameters", "GFLOPs"):
         table.add_column(header, justify="right")
-    table.add_column("imports", overflow="fold")
     for info in infos:
         height, width = info.size_hw
         size, parameters = f"{height}x{width}", f"{info.num_parameters / 1e6:.2f} M"
-        table.add_row(info.family, info.variant, size, parameters, f"{info.gflops:.2f}", info.imports)
-    stdout_console().print(table)
+        table.add_row(info.family, info.variant, size, parameters, f"{info.gflops:.2f}")
+    console = stdout_console()
+    console.print(table)
+    for family, imports in {info.family: info.imports for info in infos}.items():
+        console.print(f"{family} imports: {imports}", highlight=False, markup=False, soft_wrap=True)
