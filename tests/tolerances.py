@@ -2,3 +2,13 @@
 
 # The same sums of the same float64 numbers in another order.
 COCO_METRICS = 1e-6
+
+# How close to a tie or a threshold implementations of DecodeNMS may decide either way (the design's number).
+DECISION = 1e-6
+
+# Of a decoded coordinate, relative to the box's largest: exponentials in float32 are exact within 2e-7 in numpy and
+# 1e-7 in the kernels, and a few roundings of 6e-8 follow.
+BOX_COORDINATES = 5e-7
+
+# Of outputs of a network of a few layers, values up to 20, in float32: engines sum in other orders (1e-6 relative).
+ENGINE_TENSORS = 5e-5

@@ -8,8 +8,8 @@ Everything here is float32 and follows the definition below step by step; speed 
    none, and neither is one whose score is not > the score threshold.
 2. Candidates are ranked by score descending, then class, then anchor index; the first `pre_nms_top_k` of each scope
    are kept.
-3. Their boxes are decoded, clipped and dropped where a raw number, a prior or a decoded coordinate is not finite, or
-   where a side is shorter than `min_size`.
+3. Their boxes are decoded, clipped and dropped where a raw number, a prior or a coordinate (decoded or clipped) is not
+   finite, or where a side is shorter than `min_size`.
 4. A box is suppressed by a better kept one of its class (of any, if agnostic) at overlap > the IoU threshold.
 5. The first `max_detections` fill the outputs; the rest is padding: box 0, score 0, class -1.
 """
@@ -116,6 +116,7 @@ def _decode_nms_of_one(
     if attributes.clip_to_image:
         assert image_size_hw is not None
         boxes = clip_boxes(boxes, image_size_hw)
+        usable &= np.isfinite(boxes).all(axis=1)  # none is where the image's size is no number
     if attributes.min_size > 0:
         with np.errstate(all="ignore"):
             usable &= (boxes[:, 2:] - boxes[:, :2] >= np.float32(attributes.min_size)).all(axis=1)
@@ -224,7 +225,7 @@ def decode_boxes(
         attributes: of the operator.
     """
     if attributes.class_specific_boxes:
-        raw = box_regression.reshape(len(box_regression), -1, 4)[anchors, classes]  # (M, 4)
+        raw = box_regression.reshape(len(box_regression), box_regression.shape[1] // 4, 4)[anchors, classes]  # (M, 4)
     else:
         raw = box_regression[anchors]
     prior = None if priors is None else priors[anchors]

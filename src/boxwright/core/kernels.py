@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from functools import lru_cache
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,22 +59,57 @@ def decode_nms(
     priors: FloatArray | None = None,
     image_size_hw: FloatArray | None = None,
     num_threads: int = 1,
+    instruction_set: str | None = None,
 ) -> DecodeNmsOutput:
-    """Turn the raw heads of a batch into detections; see `boxwright.core.decode.decode_nms` for the arguments.
+    """Turn the raw heads of a batch into detections.
+
+    Float32 inputs whose last axis is dense are read where they lie (slices of a wider head among them); others are
+    copied. See `boxwright.core.decode.decode_nms` for the meaning and the other arguments.
 
     Args:
-        num_threads: batch items decoded at the same time, by the compiled kernel alone.
+        num_threads: images of the batch that are decoded at the same time, by the compiled kernel alone.
+        instruction_set: one of `instruction_sets()`, for tests; None for the best.
+
+    Raises:
+        InputError: where shapes do not fit each other or the attributes, or a threshold is outside [0, 1].
     """
-    return reference_decode.decode_nms(
-        box_regression,
-        class_logits,
-        attributes=attributes,
-        score_threshold=score_threshold,
-        iou_threshold=iou_threshold,
-        objectness=objectness,
-        priors=priors,
-        image_size_hw=image_size_hw,
+    if _native is None:
+        return reference_decode.decode_nms(
+            box_regression,
+            class_logits,
+            attributes=attributes,
+            score_threshold=score_threshold,
+            iou_threshold=iou_threshold,
+            objectness=objectness,
+            priors=priors,
+            image_size_hw=image_size_hw,
+        )
+    reference_decode.check_inputs(
+        box_regression, class_logits, attributes, score_threshold, iou_threshold, objectness, priors, image_size_hw
     )
+    batch_size, top = class_logits.shape[0], attributes.max_detections
+    output = DecodeNmsOutput(
+        num_detections=np.empty((batch_size, 1), dtype=np.int32),
+        boxes=np.empty((batch_size, top, 4), dtype=np.float32),
+        scores=np.empty((batch_size, top), dtype=np.float32),
+        class_ids=np.empty((batch_size, top), dtype=np.int32),
+    )
+    if priors is not None and priors.ndim == 2:
+        priors = priors[None]  # (1, N, 4)
+    _native.decode_nms(
+        _native_attributes(attributes),
+        _with_dense_rows(box_regression),
+        _with_dense_rows(class_logits),
+        None if objectness is None else _as_float32(objectness),
+        None if priors is None else _with_dense_rows(priors),
+        None if image_size_hw is None else np.ascontiguousarray(image_size_hw, dtype=np.float32),
+        score_threshold,
+        iou_threshold,
+        *output,
+        num_threads,
+        instruction_set,
+    )
+    return output
 
 
 def letterbox(
@@ -87,17 +124,64 @@ def letterbox(
     swap_channels: bool,
     interpolation: str = "linear",
     out: FloatArray | None = None,
+    instruction_set: str | None = None,
 ) -> FloatArray:
-    """Resize an image, place it on a padded canvas and normalise it; see `boxwright.core.letterbox.letterbox`."""
-    return reference_letterbox.letterbox(
-        image,
-        resized_hw=resized_hw,
-        offset_tl=offset_tl,
-        size_hw=size_hw,
-        pad_value=pad_value,
-        scale=scale,
-        bias=bias,
-        swap_channels=swap_channels,
-        interpolation=interpolation,
-        out=out,
+    """Resize an image, place it on a padded canvas and normalise it.
+
+    Linear interpolation of uint8 pixels is compiled, and equals OpenCV's to the bit; other cases are the reference's.
+    See `boxwright.core.letterbox.letterbox` for the other arguments.
+
+    Args:
+        instruction_set: one of `instruction_sets()`, for tests; None for the best.
+    """
+    if _native is None or interpolation != "linear" or image.dtype != np.uint8:
+        return reference_letterbox.letterbox(
+            image,
+            resized_hw=resized_hw,
+            offset_tl=offset_tl,
+            size_hw=size_hw,
+            pad_value=pad_value,
+            scale=scale,
+            bias=bias,
+            swap_channels=swap_channels,
+            interpolation=interpolation,
+            out=out,
+        )
+    canvas = out
+    if canvas is None or not canvas.flags.c_contiguous:
+        canvas = np.empty((3, *size_hw), dtype=np.float32)
+    pixels_are_dense = image.strides[2] == 1 and image.strides[1] == 3
+    _native.letterbox(
+        image if pixels_are_dense else np.ascontiguousarray(image),
+        canvas,
+        resized_hw,
+        offset_tl,
+        pad_value,
+        scale,
+        bias,
+        swap_channels,
+        instruction_set,
     )
+    if out is None or canvas is out:
+        return canvas
+    out[:] = canvas
+    return out
+
+
+@lru_cache(maxsize=64)
+def _native_attributes(attributes: DecodeNmsAttributes) -> Any:
+    assert _native is not None
+    return _native.DecodeNmsAttributes(**vars(attributes))
+
+
+def _as_float32(array: FloatArray) -> FloatArray:
+    """The same array where it is float32 and lies on whole floats, else a copy."""
+    if array.dtype == np.float32 and array.flags.aligned and all(stride % 4 == 0 for stride in array.strides):
+        return array
+    return np.ascontiguousarray(array, dtype=np.float32)
+
+
+def _with_dense_rows(array: FloatArray) -> FloatArray:
+    """The same array where the numbers of its last axis lie side by side, else a copy."""
+    array = _as_float32(array)
+    return array if array.strides[-1] == 4 or array.shape[-1] <= 1 else np.ascontiguousarray(array)

@@ -1,0 +1,2 @@
+#define BOXWRIGHT_ISA avx512
+#include "vector_kernels_body.h"

@@ -1,0 +1,2 @@
+#define BOXWRIGHT_ISA neon
+#include "vector_kernels_body.h"
