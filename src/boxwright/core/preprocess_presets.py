@@ -21,9 +21,7 @@ def _yolox(size_hw: SizeHw) -> Preprocess:
 
 def _yolox_legacy(size_hw: SizeHw) -> Preprocess:
     """YOLOX release 0.1.0: RGB, divided by 255, ImageNet mean and standard deviation, padded before normalising."""
-    return Preprocess(
-        size_hw=size_hw, resize="letterbox_topleft", pad_value=GREY, mean=IMAGENET_MEAN, std=IMAGENET_STD
-    )
+    return Preprocess(size_hw=size_hw, resize="letterbox_topleft", pad_value=GREY, mean=IMAGENET_MEAN, std=IMAGENET_STD)
 
 
 def _yolo(size_hw: SizeHw) -> Preprocess:
