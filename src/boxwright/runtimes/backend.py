@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import boxwright.runtimes
-from boxwright.core.errors import ModelFileError, UnsupportedError
+from boxwright.core.errors import InputError, ModelFileError, UnsupportedError
 from boxwright.runtimes.model_file import locate_model_file
 
 Tensors = dict[str, NDArray[Any]]
@@ -189,6 +189,42 @@ def open_backend(
                 fix="pass another backend, or export the model for this one",
             )
     return module.BACKEND.open(file, device=device, precision=precision, num_threads=num_threads)
+
+
+def check_inputs(specs: Mapping[str, TensorSpec], inputs: Mapping[str, NDArray[Any]]) -> None:
+    """Raise `InputError` where tensors are missing, surplus, or of other shapes or dtypes than those of the model."""
+    if inputs.keys() <= specs.keys() and all(
+        _fits(spec, inputs[name]) if name in inputs else spec.is_optional for name, spec in specs.items()
+    ):
+        return
+    raise InputError(
+        "inputs of the model",
+        expected=", ".join(f"{name} {spec.dtype} {_shape_text(spec.shape)}" for name, spec in specs.items()),
+        got=", ".join(f"{name} {array.dtype} {_shape_text(array.shape)}" for name, array in inputs.items()) or "none",
+        fix="pass tensors that fit",
+    )
+
+
+def run_failure(engine: str, reason: str) -> ModelFileError:
+    """The error for a model that fails on inputs that fit it."""
+    return ModelFileError(
+        "model",
+        expected=f"one that {engine} runs on the inputs that it declares",
+        got=reason,
+        fix="export it again, or pass another backend",
+    )
+
+
+def _fits(spec: TensorSpec, array: NDArray[Any]) -> bool:
+    return (
+        array.dtype == spec.dtype
+        and len(array.shape) == len(spec.shape)
+        and all(wanted in (None, size) for wanted, size in zip(spec.shape, array.shape, strict=True))
+    )
+
+
+def _shape_text(shape: tuple[int | None, ...]) -> str:
+    return "(" + ", ".join("?" if size is None else str(size) for size in shape) + ")"
 
 
 def _backend_modules() -> dict[str, BackendModule]:

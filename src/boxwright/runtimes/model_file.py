@@ -160,7 +160,7 @@ def _external_paths(model_path: Path, data: Buffer) -> tuple[Path, ...]:
 
 def _inside_folder(model_path: Path, location: str) -> Path:
     """The file of external data, which a model from elsewhere must not choose freely on this machine."""
-    folder = model_path.resolve().parent
+    folder = model_path.parent.resolve()
     file = (folder / location).resolve()
     if not file.is_relative_to(folder) or "\x00" in location:
         raise ModelFileError(

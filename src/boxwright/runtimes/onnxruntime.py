@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boxwright.core.errors import InputError, MissingDependencyError, ModelFileError, UnsupportedError
+from boxwright.core.errors import MissingDependencyError, ModelFileError, UnsupportedError
 from boxwright.core.manifest import METADATA_KEY
-from boxwright.runtimes.backend import TensorSpec
+from boxwright.runtimes.backend import TensorSpec, check_inputs, run_failure
 from boxwright.runtimes.model_file import inspect_onnx
 from boxwright.runtimes.synchronous import SynchronousBackend
 
@@ -88,10 +88,11 @@ class OnnxRuntimeBackend(SynchronousBackend):
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the model once; see `Backend.run`."""
         assert self._session is not None, "the backend is closed"
+        check_inputs(self.inputs, inputs)
         try:
             arrays = self._session.run(self._output_names, inputs)
         except Exception as error:  # the engine's exceptions have no other base
-            raise _input_error(self.inputs, inputs, error) from error
+            raise run_failure("ONNX Runtime", _first_line(error)) from error
         return dict(zip(self._output_names, arrays, strict=True))
 
     def close(self) -> None:
@@ -124,15 +125,6 @@ def _spec(entry: onnxruntime.NodeArg, *, is_optional: bool) -> TensorSpec:
             entry.name, expected="a tensor of numbers", got=entry.type, fix="export a model with tensors alone"
         )
     return TensorSpec(shape=shape, dtype=np.dtype(_DTYPES[entry.type]), is_optional=is_optional)
-
-
-def _input_error(specs: Mapping[str, TensorSpec], inputs: Mapping[str, NDArray[Any]], error: Exception) -> InputError:
-    return InputError(
-        "inputs of the model",
-        expected=", ".join(f"{name} {spec.dtype} {spec.shape}" for name, spec in specs.items()),
-        got=", ".join(f"{name} {array.dtype} {array.shape}" for name, array in inputs.items()),
-        fix=f"pass tensors that fit (ONNX Runtime says: {_first_line(error)})",
-    )
 
 
 def _first_line(error: Exception) -> str:

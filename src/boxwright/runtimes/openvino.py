@@ -8,14 +8,14 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from boxwright.core.errors import InputError, MissingDependencyError, ModelFileError, UnsupportedError
+from boxwright.core.errors import MissingDependencyError, ModelFileError, UnsupportedError
 from boxwright.core.manifest import METADATA_KEY
-from boxwright.runtimes.backend import TensorSpec
+from boxwright.runtimes.backend import TensorSpec, check_inputs, run_failure
 from boxwright.runtimes.model_file import inspect_onnx, locate_model_file, onnx_without_initializers
 
 if TYPE_CHECKING:
@@ -30,6 +30,13 @@ _HEAD_BYTES = 4096
 def available() -> str | None:
     """None where the engine is installed, else what is missing."""
     return None if importlib.util.find_spec("openvino") is not None else "the package openvino is not installed"
+
+
+class _Run(NamedTuple):
+    """A request, and the arrays that it reads: the engine does not keep them alive by itself."""
+
+    request: openvino.InferRequest
+    arrays: dict[str, NDArray[Any]]
 
 
 class OpenVinoBackend:
@@ -66,8 +73,8 @@ class OpenVinoBackend:
         if precision not in _PRECISION_HINTS:
             raise UnsupportedError(
                 str(path),
-                expected="a precision of " + ", ".join(_PRECISION_HINTS),
-                got=precision,
+                expected="one of the precisions " + ", ".join(_PRECISION_HINTS),
+                got=repr(precision),
                 fix="pass one of these",
             )
         model, manifest_json = _read_onnx(core, file) if file.suffix.lower() == ".onnx" else _read_ir(core, file)
@@ -91,22 +98,26 @@ class OpenVinoBackend:
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the model once; see `Backend.run`."""
-        request = self._prepared_request(inputs)
+        run = self._prepared(inputs)
         try:
-            request.infer()
+            run.request.infer()
         except RuntimeError as error:
-            raise self._input_error(inputs, _last_line(error)) from error
-        return self._outputs_of(request)
+            raise run_failure("OpenVINO", _last_line(error)) from error
+        return self._outputs_of(run)
 
-    def submit(self, inputs: Mapping[str, NDArray[Any]]) -> openvino.InferRequest:
+    def submit(self, inputs: Mapping[str, NDArray[Any]]) -> object:
         """Start a run; see `Backend.submit`."""
-        request = self._prepared_request(inputs)
-        request.start_async()
-        return request
+        run = self._prepared(inputs)
+        run.request.start_async()
+        return run
 
     def wait(self, ticket: Any) -> dict[str, NDArray[Any]]:
         """The outputs of a run; see `Backend.wait`."""
-        ticket.wait()
+        assert isinstance(ticket, _Run)
+        try:
+            ticket.request.wait()
+        except RuntimeError as error:
+            raise run_failure("OpenVINO", _last_line(error)) from error
         return self._outputs_of(ticket)
 
     def close(self) -> None:
@@ -122,39 +133,24 @@ class OpenVinoBackend:
     ) -> None:
         self.close()
 
-    def _prepared_request(self, inputs: Mapping[str, NDArray[Any]]) -> openvino.InferRequest:
+    def _prepared(self, inputs: Mapping[str, NDArray[Any]]) -> _Run:
         """An idle request whose inputs lie in the memory of the caller's arrays."""
         import openvino
 
         assert self._compiled is not None, "the backend is closed"
-        if inputs.keys() != self.inputs.keys():
-            raise self._input_error(inputs, "names differ")
+        check_inputs(self.inputs, inputs)
+        arrays = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
-        try:
-            for name, array in inputs.items():
-                if array.dtype != self.inputs[name].dtype:
-                    raise self._input_error(inputs, "types differ")
-                tensor = openvino.Tensor(np.ascontiguousarray(array), shared_memory=True)
-                request.set_tensor(name, tensor)
-        except RuntimeError as error:
-            raise self._input_error(inputs, _last_line(error)) from error
-        return request
+        for name, array in arrays.items():
+            request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
+        return _Run(request, arrays)
 
-    def _outputs_of(self, request: openvino.InferRequest) -> dict[str, NDArray[Any]]:
+    def _outputs_of(self, run: _Run) -> dict[str, NDArray[Any]]:
         # Copied, since the request writes its next results to the same memory.
-        outputs = {
-            name: np.array(request.get_output_tensor(index).data) for index, name in enumerate(self._output_names)
-        }
-        self._idle.append(request)
+        tensors = (run.request.get_output_tensor(index).data for index in range(len(self._output_names)))
+        outputs = {name: np.array(data) for name, data in zip(self._output_names, tensors, strict=True)}
+        self._idle.append(run.request)
         return outputs
-
-    def _input_error(self, inputs: Mapping[str, NDArray[Any]], reason: str) -> InputError:
-        return InputError(
-            "inputs of the model",
-            expected=", ".join(f"{name} {spec.dtype} {spec.shape}" for name, spec in self.inputs.items()),
-            got=", ".join(f"{name} {array.dtype} {array.shape}" for name, array in inputs.items()),
-            fix=f"pass tensors that fit (OpenVINO says: {reason})",
-        )
 
 
 BACKEND = OpenVinoBackend

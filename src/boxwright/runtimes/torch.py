@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boxwright.core.errors import InputError, UnsupportedError
+from boxwright.core.errors import UnsupportedError
 from boxwright.core.manifest import Manifest
-from boxwright.runtimes.backend import TensorSpec
+from boxwright.runtimes.backend import TensorSpec, check_inputs
 from boxwright.runtimes.synchronous import SynchronousBackend
 
 if TYPE_CHECKING:
@@ -85,15 +85,9 @@ class TorchBackend(SynchronousBackend):
         import torch
 
         assert self._module is not None, "the backend is closed"
-        if inputs.keys() != self.inputs.keys():
-            raise InputError(
-                "inputs of the model",
-                expected=", ".join(self.inputs),
-                got=", ".join(inputs) or "none",
-                fix="pass these tensors",
-            )
+        check_inputs(self.inputs, inputs)
         with torch.inference_mode():
-            tensors = [torch.from_numpy(inputs[name]).to(self.device) for name in self.inputs]
+            tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])).to(self.device) for name in self.inputs]
             heads = self._module(*tensors)
             return {name: tensor.cpu().numpy() for name, tensor in heads.items() if not name.startswith("_")}
 
