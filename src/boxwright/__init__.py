@@ -15,14 +15,16 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from boxwright.core.detections import Detections as Detections
     from boxwright.core.manifest import Manifest as Manifest
+    from boxwright.models import load_model as load_model
+    from boxwright.runtimes.detector import Detector as Detector
 
 _HOME_OF_NAME = {
     "Detections": "boxwright.core.detections",
     "Detector": "boxwright.runtimes.detector",
     "Manifest": "boxwright.core.manifest",
     "benchmark": "boxwright.bench",
-    "calibrate": "boxwright.calibration",
-    "export": "boxwright.export",
+    "calibrate": "boxwright.calibration.api",
+    "export": "boxwright.export.api",
     "load_model": "boxwright.models",
 }
 __all__ = ["Detections", "Detector", "Manifest", "__version__", "benchmark", "calibrate", "export", "load_model"]
@@ -32,9 +34,9 @@ def __getattr__(name: str) -> Any:
     """Load a public name from the module that defines it."""
     if name not in _HOME_OF_NAME:
         raise AttributeError(f"module 'boxwright' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME_OF_NAME[name]), name)
-    globals()[name] = value
-    return value
+    home = importlib.import_module(_HOME_OF_NAME[name])
+    # The package `export` has been bound to its name by the import; it can be called, see below.
+    return globals().setdefault(name, getattr(home, name))
 
 
 def __dir__() -> list[str]:
@@ -45,7 +47,7 @@ class _CallablePackage(ModuleType):
     """The package `boxwright.export`, which is also the function of that name: `boxwright.export(...)`."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.export(*args, **kwargs)
+        return importlib.import_module("boxwright.export.api").export(*args, **kwargs)
 
 
 class _Package(ModuleType):
