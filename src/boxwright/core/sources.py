@@ -25,11 +25,13 @@ class SourceItem:
         name: path of the image; of a video or camera, its name, '#' and the frame's number from 0.
         image: (H, W, 3) uint8, BGR; None where there is an error.
         error: None where there is an image.
+        frame_rate: of a video or camera, in frames a second; 0 where it does not say. None for an image file.
     """
 
     name: str
     image: Image | None = None
     error: ImageError | None = None
+    frame_rate: float | None = None
 
     def __post_init__(self) -> None:
         assert (self.image is None) != (self.error is None)
@@ -53,7 +55,7 @@ def open_source(source: str | os.PathLike[str] | int) -> Iterator[SourceItem]:
         return _open_video(source, f"camera {source}", is_live=True)
     text = os.fspath(source)
     path = Path(text)
-    if path.is_dir():
+    if text and path.is_dir():  # an empty text would be the current folder
         return _each(_images_in(path))
     if path.is_file():
         if path.suffix.lower() in VIDEO_SUFFIXES:
@@ -61,7 +63,7 @@ def open_source(source: str | os.PathLike[str] | int) -> Iterator[SourceItem]:
         return iter([SourceItem(name=text, image=read_image(path))])
     if text.isdecimal():
         return _open_video(int(text), f"camera {text}", is_live=True)
-    if "://" in text or path.exists():  # what exists and is no file is a device such as /dev/video0
+    if "://" in text or (text and path.exists()):  # what exists and is no file is a device such as /dev/video0
         return _open_video(text, text, is_live=True)
     if glob.has_magic(text):
         return _each(_files_matching(text))
@@ -131,16 +133,17 @@ def _open_video(address: str | int, name: str, *, is_live: bool) -> Iterator[Sou
 
 def _frames(capture: cv2.VideoCapture, first: Image, name: str, *, is_live: bool) -> Iterator[SourceItem]:
     """The frames, `first` among them; a live source that stops has failed, a file that stops has ended."""
+    frame_rate = float(capture.get(cv2.CAP_PROP_FPS))
     try:
-        yield SourceItem(name=f"{name}#0", image=first)
+        yield SourceItem(name=f"{name}#0", image=first, frame_rate=frame_rate)
         index, (is_read, frame) = 1, capture.read()
         while is_read:
-            yield SourceItem(name=f"{name}#{index}", image=np.asarray(frame, dtype=np.uint8))
+            yield SourceItem(name=f"{name}#{index}", image=np.asarray(frame, dtype=np.uint8), frame_rate=frame_rate)
             index, (is_read, frame) = index + 1, capture.read()
         if is_live:
             error = ImageError(
                 name, expected="another frame", got=f"none after {index}", fix="check the camera or the connection"
             )
-            yield SourceItem(name=f"{name}#{index}", error=error)
+            yield SourceItem(name=f"{name}#{index}", error=error, frame_rate=frame_rate)
     finally:
         capture.release()

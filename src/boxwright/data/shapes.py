@@ -81,7 +81,7 @@ def generate_shapes(
         directory: to write; one that this function wrote before is replaced, any other must be empty.
         num_train: images of the split.
         num_val: images of the split.
-        num_test: images of the split.
+        num_test: images of the split; a split of none is not written.
         seed: the same seed gives the same bytes.
         image_size_hw: in pixels.
         on_progress: called with the number of images done and of all.
@@ -101,6 +101,8 @@ def generate_shapes(
     with atomic_directory(target) as temporary:
         (temporary / "annotations").mkdir()
         for split_index, (split, count) in enumerate(counts.items()):
+            if count == 0:
+                continue
             (temporary / split).mkdir()
             rendered: list[tuple[str, list[Shape]]] = []
             for number in range(count):
@@ -135,7 +137,7 @@ def render_shapes(random: Random, size_hw: tuple[int, int]) -> tuple[Image, list
         for _ in range(_TRIES):
             shape = _random_shape(random, size_hw)
             window = _window(shape, size_hw)
-            is_inside = _rasterize(shape.outline_xy, window) >= 128
+            is_inside = coverage(shape.outline_xy, window) >= 128
             hidden = owners[window][is_inside]
             seen_after = seen - np.bincount(hidden[hidden >= 0], minlength=MAX_OBJECTS)
             if (seen_after >= MIN_VISIBLE * sizes).all():
@@ -196,8 +198,17 @@ def _turned(points_xy: NDArray[np.float64], angle: float) -> NDArray[np.float64]
     return np.stack([cosine * x - sine * y, sine * x + cosine * y], axis=1)
 
 
-def _rasterize(outline_xy: NDArray[np.float64], window: Window, *, line_pixels: float = 0.0) -> Mask:
-    """How much of each pixel of a window a polygon covers, or the line along its edge: (H, W), 0 to 255."""
+def coverage(outline_xy: NDArray[np.float64], window: Window, *, line_pixels: float = 0.0) -> Mask:
+    """How much of each pixel of a window a polygon covers, or the line along its edge.
+
+    Args:
+        outline_xy: (V, 2), pixels of the image.
+        window: rows and columns of the image.
+        line_pixels: width of the line; the polygon is filled where 0.
+
+    Returns:
+        (H, W) int32 of the window, 0 to 255.
+    """
     height, width = window[0].stop - window[0].start, window[1].stop - window[1].start
     large = np.zeros((height * _SUPERSAMPLING, width * _SUPERSAMPLING), np.uint8)
     # OpenCV's coordinates mean the centres of pixels, ours their corners.
@@ -208,27 +219,27 @@ def _rasterize(outline_xy: NDArray[np.float64], window: Window, *, line_pixels: 
         cv2.polylines(large, [points], True, 1, thickness, cv2.LINE_8, _FRACTION_BITS)
     else:
         cv2.fillPoly(large, [points], 1, cv2.LINE_8, _FRACTION_BITS)
-    coverage = np.zeros((height, width), np.int32)
+    counts = np.zeros((height, width), np.int32)  # of the samples covered
     for row in range(_SUPERSAMPLING):
         for column in range(_SUPERSAMPLING):
-            coverage += large[row::_SUPERSAMPLING, column::_SUPERSAMPLING]
-    return coverage * 255 // _SUPERSAMPLING**2
+            counts += large[row::_SUPERSAMPLING, column::_SUPERSAMPLING]
+    return counts * 255 // _SUPERSAMPLING**2
 
 
 def _paint(random: Random, canvas: NDArray[np.int32], shape: Shape, window: Window) -> None:
     """Draw a shape with its shadow, shading and edge onto the part (H, W, 3) of the canvas that the window shows."""
     left, top, right, bottom = shape.box_xyxy
     extent = max(right - left, bottom - top)
-    mask = _rasterize(shape.outline_xy, window)
+    mask = coverage(shape.outline_xy, window)
     color = _contrasting_color(random, canvas, mask)
     offset = max(1, round(extent / 16))
-    shadow = _rasterize(shape.outline_xy + offset, window).astype(np.uint8)
+    shadow = coverage(shape.outline_xy + offset, window).astype(np.uint8)
     _blend(canvas, np.zeros(3, np.int32), cv2.blur(shadow, (2 * offset + 1, 2 * offset + 1)).astype(np.int32) * 2 // 5)
     rows = np.arange(window[0].start, window[0].stop)[:, None, None]
     shade = (rows - round((top + bottom) / 2)) * 40 // round(bottom - top)  # lighter above, darker below
     grain = random.integers(-5, 6, (*mask.shape, 1))
     _blend(canvas, np.clip(color - shade + grain, 0, 255), mask)
-    edge = _rasterize(shape.outline_xy, window, line_pixels=extent / 14)
+    edge = coverage(shape.outline_xy, window, line_pixels=extent / 14)
     _blend(canvas, color * 11 // 20, np.minimum(edge, mask))
 
 
