@@ -51,7 +51,7 @@ def read_checkpoint(path: str | Path) -> CheckpointFile:
             fix="open exported models with boxwright.Detector",
         )
     try:
-        digest = _sha256(path)
+        digest = sha256_of(path)
         with warnings.catch_warnings():  # about pickles of other protocols, which end in an error anyway
             warnings.simplefilter("ignore", UserWarning)
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -155,7 +155,8 @@ def _list(keys: list[str]) -> str:
     return ", ".join(keys[:_LISTED_KEYS]) + more
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

@@ -21,9 +21,10 @@ from boxwright.models.common.checkpoint import (
     find_state_dict,
     load_weights,
     read_checkpoint,
+    sha256_of,
 )
 from boxwright.models.common.detector import DetectionModel
-from boxwright.models.common.registry import ImportedWeights, families, family_of
+from boxwright.models.common.registry import ImportedWeights, NetworkFile, families, family_of, open_network
 
 OWN_KEY = "boxwright"
 OWN_SCHEMA = 1
@@ -179,13 +180,16 @@ def load_model(
         CheckpointError: where the file cannot be read or does not fit the variant.
         InputError: where something needed was not given or does not fit.
     """
+    network = open_network(Path(source))
+    if network is not None:
+        return _load_network(network, Path(source), model, class_names, preprocess, size_hw)
     weights = read_weights(source, model=model)
     manifest = weights.manifest
     module = build_model(weights.variant, num_classes=weights.imported.num_classes)
     load_weights(module, weights.imported.state, str(source))
     size_hw = _choose_size(weights, preprocess, size_hw)
     module.check_size(size_hw)
-    names = _names(class_names, manifest, weights, str(source))
+    names = _names(class_names, manifest, weights.imported.num_classes, str(source))
     return LoadedModel(
         module=module.eval(),
         family=module.family,
@@ -194,6 +198,35 @@ def load_model(
         preprocess=_choose_preprocess(preprocess, manifest, module, size_hw),
         size_hw=size_hw,
         source_sha256=weights.sha256,
+    )
+
+
+def _load_network(
+    network: NetworkFile,
+    source: Path,
+    model: str | None,
+    class_names: Sequence[str] | str | None,
+    preprocess: Preprocess | str | None,
+    size_hw: tuple[int, int] | None,
+) -> LoadedModel:
+    """A file that describes its network itself and so needs no variant."""
+    module = network.module
+    if model is not None:
+        raise InputError(
+            str(source), expected="no --model: the file describes its network", got=model, fix="leave out --model"
+        )
+    if size_hw is None:
+        given = preprocess.size_hw if isinstance(preprocess, Preprocess) else None
+        size_hw = given or network.size_hw
+    module.check_size(size_hw)
+    return LoadedModel(
+        module=module.eval(),
+        family=module.family,
+        variant=module.variant,
+        class_names=_names(class_names, None, module.num_classes, str(source)),
+        preprocess=_choose_preprocess(preprocess, None, module, size_hw),
+        size_hw=size_hw,
+        source_sha256=sha256_of(source),
     )
 
 
@@ -273,11 +306,10 @@ def _choose_preprocess(
 
 
 def _names(
-    class_names: Sequence[str] | str | None, manifest: Manifest | None, weights: Weights, source: str
+    class_names: Sequence[str] | str | None, manifest: Manifest | None, num_classes: int, source: str
 ) -> tuple[str, ...]:
     if class_names is None and manifest is not None:
         return manifest.class_names
-    num_classes = weights.imported.num_classes
     if class_names is None:
         raise InputError(
             source,

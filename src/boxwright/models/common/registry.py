@@ -1,7 +1,8 @@
 """Finds the detector families: every file in `models/` is one, and its name is the family's.
 
 A family file has `VARIANTS` (name -> frozen config with `size_hw`), `build(variant, num_classes)`, `IMPORTS` (which
-public checkpoints it reads, for people) and `import_checkpoint(state, variant)`.
+public checkpoints it reads, for people) and `import_checkpoint(state, variant)`. A family whose files describe the
+whole network claims their suffixes with `NETWORK_SUFFIXES` and opens them with `open_network(path)`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from boxwright.core.errors import InputError
@@ -41,6 +43,19 @@ class ImportedWeights:
     num_classes: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class NetworkFile:
+    """A file that describes a whole network and not weights alone.
+
+    Attributes:
+        module: with the weights that the file holds.
+        size_hw: the input size that it names.
+    """
+
+    module: DetectionModel
+    size_hw: tuple[int, int]
+
+
 class Family(Protocol):
     """The module object of a family's file."""
 
@@ -52,6 +67,17 @@ class Family(Protocol):
 
     def import_checkpoint(self, state: StateDict, variant: str) -> ImportedWeights:
         """The weights of the authors' checkpoint under our names."""
+
+
+def open_network(path: Path) -> NetworkFile | None:
+    """The network in a file whose suffix a family claims with `NETWORK_SUFFIXES`, or None.
+
+    Such a family has `open_network(path) -> NetworkFile` too.
+    """
+    for family in families().values():
+        if path.suffix.lower() in getattr(family, "NETWORK_SUFFIXES", ()):
+            return cast("NetworkFile", cast("Any", family).open_network(path))
+    return None
 
 
 @functools.cache

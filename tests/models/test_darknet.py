@@ -1,0 +1,191 @@
+"""Darknet's files and layers, held to OpenCV's reader on the same file and input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from boxwright.core.errors import CheckpointError, InputError
+from boxwright.models import load_model
+from boxwright.models.common.darknet_files import parse_cfg
+from boxwright.models.common.darknet_network import DarknetNetwork, _stored_tensors
+from boxwright.models.darknet import VARIANTS, Darknet, build
+
+NUM_CLASSES = 3
+NAMES = ("a", "b", "c")
+
+
+def write_weights(network: DarknetNetwork, path: Path, seed: int = 0) -> None:
+    """Random numbers that keep the activations in a sensible range."""
+    generator = np.random.default_rng(seed)
+    numbers = []
+    for layer in network.layers:
+        tensors = _stored_tensors(layer)
+        for position, tensor in enumerate(tensors):
+            is_scale_or_variance = len(tensors) == 5 and position in (1, 3)
+            fan_in = tensor[0].numel() if tensor.ndim == 4 else 25
+            values = generator.normal(0, fan_in**-0.5, tensor.numel())
+            numbers.append(generator.uniform(0.8, 1.4, tensor.numel()) if is_scale_or_variance else values)
+    header = np.array([0, 2, 5], dtype="<i4").tobytes() + np.array([0], dtype="<i8").tobytes()
+    path.write_bytes(header + np.concatenate(numbers).astype("<f4").tobytes())
+
+
+def network_files(folder: Path, cfg: str) -> Path:
+    (folder / "net.cfg").write_text(cfg)
+    write_weights(DarknetNetwork(parse_cfg(cfg, "net.cfg")), folder / "net.weights")
+    return folder / "net.weights"
+
+
+def opencv_head_inputs(weights: Path, images: np.ndarray) -> list[np.ndarray]:
+    """What OpenCV computes before each [yolo] or [region] section."""
+    net = cv2.dnn.readNetFromDarknet(str(weights.with_suffix(".cfg")), str(weights))
+    names = list(net.getLayerNames())
+    heads = [index for index, name in enumerate(names) if name.startswith(("yolo", "detection", "region"))]
+    before = []
+    for index in heads:
+        convolutions = [name for name in names[:index] if name.startswith("conv_")]
+        before.append(convolutions[-1])
+    net.setInput(images)
+    return list(net.forward(before))
+
+
+def compare_with_opencv(weights: Path, size_hw: tuple[int, int]) -> None:
+    images = np.random.default_rng(1).uniform(0, 1, (1, 3, *size_hw)).astype(np.float32)
+    expected = opencv_head_inputs(weights, images)
+    model = load_model(weights, class_names=NAMES).module
+    assert isinstance(model, Darknet)
+    with torch.no_grad():
+        found = model.network(torch.from_numpy(images))
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert np.abs(theirs).max() > 0.1
+        np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-3)
+
+
+SMALL = ["yolov2-tiny", "yolov3-tiny", "yolov4-tiny", "yolov4-pico"]
+LARGE = [pytest.param(name, marks=pytest.mark.full) for name in ("yolov2", "yolov3", "yolov4")]
+
+
+@pytest.mark.parametrize("variant", [*SMALL, *LARGE])
+def test_variants_compute_what_opencv_computes(variant: str, tmp_path: Path) -> None:
+    size_hw = (96, 160)
+    compare_with_opencv(network_files(tmp_path, VARIANTS[variant].write_cfg(size_hw, NUM_CLASSES)), size_hw)
+
+
+LAYERS = {
+    "activations": "".join(
+        f"[convolutional]\nbatch_normalize=1\nfilters=8\nsize=3\npad=1\nactivation={name}\n"
+        for name in ("leaky", "mish", "swish", "logistic", "linear", "relu")
+    ),
+    "groups and explicit padding": "[convolutional]\nfilters=9\nsize=3\npadding=1\nactivation=leaky\n"
+    "[convolutional]\nfilters=18\ngroups=3\nsize=5\npad=1\nactivation=leaky\n",
+    "pools": "[convolutional]\nfilters=4\nsize=3\npad=1\nactivation=linear\n[maxpool]\nsize=2\nstride=1\n"
+    "[maxpool]\nsize=5\nstride=1\n[maxpool]\nsize=3\nstride=2\n[upsample]\nstride=2\n",
+    "reorg": "[convolutional]\nfilters=8\nsize=3\npad=1\nactivation=linear\n[reorg]\nstride=2\n[upsample]\nstride=2\n",
+    "route groups": "[convolutional]\nfilters=8\nsize=3\npad=1\nactivation=leaky\n[route]\nlayers=-1\ngroups=2\n"
+    "group_id=1\n[convolutional]\nfilters=4\nsize=1\nactivation=leaky\n[route]\nlayers=-1,-2,0\n",
+    "shortcut": "[convolutional]\nfilters=8\nsize=3\npad=1\nactivation=leaky\n[convolutional]\nfilters=8\nsize=1\n"
+    "activation=leaky\n[shortcut]\nfrom=-2\nactivation=leaky\n",
+    "squeeze and excite": "[convolutional]\nfilters=8\nsize=3\npad=1\nactivation=leaky\n[avgpool]\n[convolutional]\n"
+    "filters=8\nsize=1\nactivation=logistic\n[scale_channels]\nfrom=0\nactivation=linear\n",
+    "dropout": "[convolutional]\nfilters=8\nsize=3\npad=1\nactivation=leaky\n[dropout]\nprobability=0.5\n",
+}
+
+
+def one_head(body: str) -> str:
+    return (
+        f"[net]\nwidth=32\nheight=32\nchannels=3\n{body}[convolutional]\nfilters=16\nsize=1\nactivation=linear\n"
+        "[yolo]\nmask=0,1\nanchors=4,4, 8,8\nclasses=3\nnum=2\n"
+    )
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_compute_what_opencv_computes(name: str, tmp_path: Path) -> None:
+    compare_with_opencv(network_files(tmp_path, one_head(LAYERS[name])), (32, 32))
+
+
+@pytest.mark.parametrize("name", ["yolo-fastest-1.1", "yolo-fastest-1.1-xl"])
+def test_a_real_network_computes_what_opencv_computes(name: str, shared_dir: Path) -> None:
+    weights = shared_dir / "weights" / f"{name}.weights"
+    images = np.random.default_rng(1).uniform(0, 1, (1, 3, 320, 320)).astype(np.float32)
+    net = cv2.dnn.readNetFromDarknet(str(weights.with_name(f"{name}.cfg")), str(weights))
+    net.setInput(images)
+    last = [layer for layer in net.getLayerNames() if layer.startswith("conv_")][-1]
+    model = load_model(weights, class_names="coco")
+    assert model.size_hw == (320, 320)
+    with torch.no_grad():
+        found = model.module.network(torch.from_numpy(images))[-1]
+    np.testing.assert_allclose(found.numpy(), net.forward(last), atol=1e-3)
+
+
+@pytest.mark.parametrize("change", [-4, 4])
+def test_weights_of_another_length_are_refused(change: int, tmp_path: Path) -> None:
+    weights = network_files(tmp_path, one_head(LAYERS["shortcut"]))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:change] if change < 0 else content + bytes(change))
+    with pytest.raises(CheckpointError, match=r"1 too (few|many)"):
+        load_model(weights, class_names=NAMES)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "named"),
+    [
+        ("", "begins with"),
+        ("[convolutional]\nfilters=3\n", "begins with"),
+        ("width=3\n", "key=value"),
+        ("[net]\n[crnn]\n", r"crnn"),
+        ("[net]\n[convolutional]\nfilters=8\n", "yolo"),
+        (one_head("[convolutional]\nfilters=8\nactivation=swoosh\n"), "swoosh"),
+        (one_head("[convolutional]\nfilters=x\n"), "filters"),
+        (one_head("[route]\nlayers=1\n"), "before this one"),
+        (one_head("[route]\nlayers=0\n"), "before this one"),
+        (one_head("[route]\nlayers=\n"), "at least one layer"),
+        (one_head("[shortcut]\nfrom=-5\n"), "before this one"),
+        (one_head("").replace("filters=16", "filters=18"), "channels"),
+        (one_head("").replace("anchors=4,4, 8,8", "anchors=4,4, 8"), "pairs"),
+        (one_head("").replace("mask=0,1", "mask=0,7"), "mask"),
+        (one_head("").replace("num=2", "num=3"), "num"),
+    ],
+)
+def test_a_cfg_that_makes_no_sense_is_named_with_its_line(cfg: str, named: str, tmp_path: Path) -> None:
+    (tmp_path / "net.cfg").write_text(cfg)
+    (tmp_path / "net.weights").write_bytes(bytes(20))
+    with pytest.raises(CheckpointError, match=named) as caught:
+        load_model(tmp_path / "net.weights", class_names=NAMES)
+    assert "\n" not in str(caught.value) and "net.cfg" in str(caught.value)
+
+
+def test_a_missing_cfg_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "net.weights").write_bytes(bytes(20))
+    with pytest.raises(CheckpointError, match=r"net\.cfg.*beside"):
+        load_model(tmp_path / "net.weights", class_names=NAMES)
+
+
+def test_labels_and_variants_that_do_not_fit(tmp_path: Path) -> None:
+    weights = network_files(tmp_path, one_head(""))
+    with pytest.raises(InputError, match="3 names"):
+        load_model(weights, class_names=("a", "b"))
+    with pytest.raises(InputError, match="--model"):
+        load_model(weights, class_names=NAMES, model="yolov3")
+
+
+def test_published_sizes() -> None:
+    """Parameters with 80 classes, in millions, as the authors' files have them."""
+    for variant, millions in (("yolov3", 61.9), ("yolov3-tiny", 8.9), ("yolov2", 51.0), ("yolov4", 64.4)):
+        with torch.device("meta"):
+            sections = parse_cfg(VARIANTS[variant].write_cfg((416, 416), 80), variant)
+            count = sum(parameter.numel() for parameter in DarknetNetwork(sections).parameters())
+        assert count / 1e6 == pytest.approx(millions, abs=0.1), variant
+
+
+def test_the_levels_of_scale_and_stride_are_the_heads() -> None:
+    spec = build("yolov4-tiny", 5).decode_spec((96, 160))
+    assert [level.stride for level in spec.levels] == [32.0, 16.0]
+    assert [level.grid_hw for level in spec.levels] == [(3, 5), (6, 10)]
+    assert spec.levels[0].anchors_wh[0] == (81.0, 82.0)
+    assert spec.attributes().level_scale_xy == (1.05, 1.05)
+    assert build("yolov2-tiny", 5).decode_spec((96, 160)).score_activation == "softmax"
