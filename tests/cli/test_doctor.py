@@ -15,7 +15,12 @@ from boxwright.runtimes.backend import backend_names
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # Where the name of a package and of the module that it brings differ by more than a hyphen.
-MODULE_OF_PACKAGE = {"mlcommons-loadgen": "mlperf_loadgen", "pillow": "PIL", "cuda-bindings": "cuda.bindings"}
+MODULE_OF_PACKAGE = {
+    "mlcommons-loadgen": "mlperf_loadgen",
+    "pillow": "PIL",
+    "pyyaml": "yaml",
+    "cuda-bindings": "cuda.bindings",
+}
 
 
 def declared_extras() -> dict[str, set[str]]:

@@ -1,6 +1,7 @@
 """The three layouts: what is read of a sound data set, and what becomes of each thing that can be wrong with one."""
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from boxwright.core.errors import DatasetError
+from boxwright.core.errors import DatasetError, MissingDependencyError
 from boxwright.data import Dataset, list_splits, load_dataset
 
 HEIGHT, WIDTH = 60, 100
@@ -417,6 +418,13 @@ def test_yolo_labels_beside_the_images(tmp_path: Path) -> None:
     (tmp_path / "photos" / "a.txt").write_text(LABELS["a"])
     (tmp_path / "data.yaml").write_text("names: [cat, dog]\nval: photos\n")
     assert load_dataset(tmp_path, "val").num_boxes == 2
+
+
+def test_yolo_without_pyyaml_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "yaml", None)
+    with pytest.raises(MissingDependencyError, match="pyyaml") as caught:
+        load_dataset(write_yolo(tmp_path, YAML, LABELS), "val")
+    assert caught.value.extra in ("bench", "train") and "pip install" in caught.value.fix
 
 
 LABEL_A = "labels/val/a.txt"

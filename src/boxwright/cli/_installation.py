@@ -18,14 +18,14 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "tensorrt": ("build and run TensorRT engines", ("cuda.bindings", "onnx", "onnx_ir", "tensorrt")),
     "export": (
         "export a checkpoint to ONNX",
-        ("onnx", "onnx_ir", "onnxruntime", "onnxscript", "timm", "torch", "torchvision"),
+        ("onnx", "onnx_ir", "onnxruntime", "onnxscript", "timm", "torch", "torchvision", "yaml"),
     ),
     "train": (
         "train a detector",
-        ("faster_coco_eval", "lightning", "scipy", "tensorboard", "timm", "torch", "torchvision"),
+        ("faster_coco_eval", "lightning", "scipy", "tensorboard", "timm", "torch", "torchvision", "yaml"),
     ),
-    "int8": ("quantize to INT8", ("nncf", "onnx", "onnx_ir", "onnxruntime")),
-    "bench": ("measure speed and mAP", ("faster_coco_eval", "matplotlib", "mlperf_loadgen", "psutil")),
+    "int8": ("quantize to INT8", ("nncf", "onnx", "onnx_ir", "onnxruntime", "yaml")),
+    "bench": ("measure speed and mAP", ("faster_coco_eval", "matplotlib", "mlperf_loadgen", "psutil", "yaml")),
     "viz": ("draw detections and curves", ("PIL", "matplotlib", "supervision")),
 }
 _EXTRA_OF_VERB = {"calibrate": "int8", "models": "export"}
