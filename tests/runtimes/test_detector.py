@@ -1,6 +1,7 @@
 """`Detector` from every form of image to boxes that can be told by looking, and what it refuses."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -323,3 +324,15 @@ def test_stream_of_nothing(detector: Detector, tmp_path: Path) -> None:
         detector.stream(tmp_path)
     with pytest.raises(ImageError):
         detector.stream(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_several_threads_share_a_detector(raw_path: Path, backend: str) -> None:
+    pytest.importorskip(backend)
+    images = [colour_image((index % 6, index % 8, "green"), cell_pixels=8 + index % 5) for index in range(40)]
+    with Detector(raw_path, backend=backend) as detector, ThreadPoolExecutor(4) as threads:
+        together = list(threads.map(detector, images * 3))
+        alone = [detector(image) for image in images]
+    for one, other in zip(alone * 3, together, strict=True):
+        assert len(one) == 1
+        assert same(found(detector, one), found(detector, other))

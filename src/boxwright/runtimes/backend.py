@@ -42,23 +42,31 @@ class TensorSpec:
 
 
 class Backend(Protocol):
-    """A model opened by an engine.
+    """A model opened by an engine."""
 
-    Attributes:
-        name: of the engine, as for `--backend`.
-        device: that it runs on, e.g. "cpu".
-        precision: of the arithmetic where the model is not quantized: "fp32", "fp16" or "bf16".
-        inputs: by name; the image is `images`.
-        outputs: by name, in the model's order.
-        manifest_json: that came with the file, or None.
-    """
+    @property
+    def name(self) -> str:
+        """Of the engine, as for `--backend`."""
 
-    name: str
-    device: str
-    precision: str
-    inputs: Mapping[str, TensorSpec]
-    outputs: Mapping[str, TensorSpec]
-    manifest_json: str | None
+    @property
+    def device(self) -> str:
+        """That it runs on, e.g. "cpu"."""
+
+    @property
+    def precision(self) -> str:
+        """Of the arithmetic where the model is not quantized: "fp32", "fp16" or "bf16"."""
+
+    @property
+    def inputs(self) -> Mapping[str, TensorSpec]:
+        """By name; the image is `images`."""
+
+    @property
+    def outputs(self) -> Mapping[str, TensorSpec]:
+        """By name, in the model's order."""
+
+    @property
+    def manifest_json(self) -> str | None:
+        """That came with the file, or None."""
 
     @classmethod
     def open(
@@ -82,7 +90,6 @@ class Backend(Protocol):
             UnsupportedError: where the engine cannot do this on this device, or not in this precision.
             MissingDependencyError: where the engine is not installed.
         """
-        ...
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> Tensors:
         """Run the model once.
@@ -96,19 +103,15 @@ class Backend(Protocol):
         Raises:
             InputError: where the inputs do not fit the model.
         """
-        ...
 
     def submit(self, inputs: Mapping[str, NDArray[Any]]) -> object:
         """Start a run and return its ticket at once; the inputs must stay as they are until `wait`."""
-        ...
 
     def wait(self, ticket: Any) -> Tensors:
         """The outputs of a run that `submit` started, as from `run`; once for each ticket."""
-        ...
 
     def close(self) -> None:
         """Free the engine's memory; the backend cannot be used any more. Closing twice is fine."""
-        ...
 
     def __enter__(self: BackendT) -> BackendT: ...
 
@@ -130,7 +133,6 @@ class BackendModule(Protocol):
 
     def available(self) -> str | None:
         """None where the engine is installed, else what is missing."""
-        ...
 
 
 def backend_names() -> tuple[str, ...]:

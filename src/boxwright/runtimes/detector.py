@@ -15,7 +15,7 @@ from boxwright.core.detections import Detections
 from boxwright.core.errors import ImageError, InputError, ManifestError, UnsupportedError
 from boxwright.core.manifest import Manifest
 from boxwright.core.preprocess import ImageTransform, PreprocessedBatch, check_image
-from boxwright.core.sources import open_source
+from boxwright.core.sources import SourceItem, open_source
 from boxwright.runtimes.backend import Backend, open_backend
 from boxwright.runtimes.buffers import BufferPool
 from boxwright.runtimes.image_input import as_bgr_image
@@ -38,12 +38,14 @@ class StreamItem:
         image: (H, W, 3) uint8 BGR; None where it could not be read.
         detections: None where there is an error.
         error: None where there are detections.
+        frame_rate: of a video or camera, in frames a second; 0 where it does not say. None for an image file.
     """
 
     name: str
     image: NDArray[np.uint8] | None = None
     detections: Detections | None = None
     error: ImageError | None = None
+    frame_rate: float | None = None
 
 
 class Detector:
@@ -199,16 +201,17 @@ class Detector:
         Raises:
             ImageError: before the first item, where there is nothing to read.
         """
-        return (self._stream_item(item.name, item.image, item.error) for item in open_source(source))
+        return map(self._detect_item, open_source(source))
 
-    def _stream_item(self, name: str, image: NDArray[np.uint8] | None, error: ImageError | None) -> StreamItem:
-        if image is None:
-            return StreamItem(name=name, error=error)
+    def _detect_item(self, item: SourceItem) -> StreamItem:
+        if item.image is None:
+            return StreamItem(name=item.name, error=item.error, frame_rate=item.frame_rate)
         try:
-            return StreamItem(name=name, image=image, detections=self(image))
+            detections = self(item.image)
         except ImageError as unusable:
-            named = ImageError(name, expected=unusable.expected, got=unusable.got, fix=unusable.fix)
-            return StreamItem(name=name, image=image, error=named)
+            error = ImageError(item.name, expected=unusable.expected, got=unusable.got, fix=unusable.fix)
+            return StreamItem(name=item.name, image=item.image, error=error, frame_rate=item.frame_rate)
+        return StreamItem(name=item.name, image=item.image, detections=detections, frame_rate=item.frame_rate)
 
     def preprocess(self, images: Sequence[NDArray[np.uint8]]) -> PreprocessedBatch:
         """Make the network's input.
