@@ -7,6 +7,7 @@ import os
 import threading
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +19,9 @@ from boxwright.core.image_format import displayed_size_hw, find_damage
 Image = NDArray[np.uint8]
 # What a folder is searched for; a file named by itself may have any suffix.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".jp2", ".ppm", ".pgm", ".avif")
+# Older OpenCV keeps the two functions at its top.
+_LOGGING: Any = getattr(cv2.utils, "logging", cv2)
+_SILENT = 0
 
 
 def read_image(path: str | os.PathLike[str]) -> Image:
@@ -115,8 +119,8 @@ class QuietOpenCV:
     def __enter__(self) -> None:
         with self._lock:
             if self._depth == 0:
-                self._level = cv2.utils.logging.getLogLevel()
-                cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+                self._level = _LOGGING.getLogLevel()
+                _LOGGING.setLogLevel(_SILENT)
             self._depth += 1
 
     def __exit__(
@@ -125,7 +129,7 @@ class QuietOpenCV:
         with self._lock:
             self._depth -= 1
             if self._depth == 0:
-                cv2.utils.logging.setLogLevel(self._level)
+                _LOGGING.setLogLevel(self._level)
 
 
 _QUIET = QuietOpenCV()
