@@ -54,9 +54,15 @@ class DetectionModel(nn.Module, ABC):
             targets: of the same batch.
         """
 
-    def training_loss(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """Forward and loss; families whose forward needs the targets (two-stage) override this."""
-        return self.loss(self(images), targets)
+    def training_loss(self, images: Tensor, targets: Targets, pixel_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """Forward and loss; families whose forward needs the targets (two-stage) override this.
+
+        Args:
+            images: (B, 3, H, W).
+            targets: in network pixels.
+            pixel_mask: (B, H, W), for models whose preprocessing gives one.
+        """
+        return self.loss(self(images) if pixel_mask is None else self(images, pixel_mask), targets)
 
     @abstractmethod
     def decode_spec(self, size_hw: tuple[int, int]) -> DecodeSpec:

@@ -1,0 +1,151 @@
+"""The training step as Lightning wants it: forward, loss, learning rate, moving average."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as lightning
+import torch
+from torch import Tensor, nn
+
+from boxwright.models import DetectionModel
+from boxwright.training.config import TrainConfig
+from boxwright.training.dataset import TrainBatch
+from boxwright.training.ema import MovingAverage
+from boxwright.training.schedule import LearningRateSchedule, RunClock
+
+SGD_MOMENTUM = 0.9
+# Lightning skips the rest of an epoch where the hook before a batch returns this.
+_SKIP_EPOCH = -1
+
+
+class TrainingModule(lightning.LightningModule):
+    """A detector in training.
+
+    Args:
+        module: the detector.
+        config: of the run.
+        clock: of the run.
+        steps_per_epoch: of the run.
+        start_epoch: epochs that earlier processes did.
+
+    Attributes:
+        average: the moving average of the weights; None without.
+        unreadable: images that were passed over, in order of appearance.
+        is_final_phase: whether the strong augmentations rest.
+    """
+
+    def __init__(
+        self,
+        module: DetectionModel,
+        config: TrainConfig,
+        clock: RunClock,
+        *,
+        steps_per_epoch: int,
+        start_epoch: int = 0,
+    ) -> None:
+        super().__init__()
+        self.detector = module
+        self.config = config
+        self.clock = clock
+        self.steps_per_epoch = steps_per_epoch
+        self.start_epoch = start_epoch
+        self.schedule = LearningRateSchedule(
+            peak=config.peak_learning_rate,
+            warmup=config.warmup,
+            final_phase=config.final_phase,
+            final_ratio=config.final_lr_ratio,
+        )
+        self.average: MovingAverage | None = None
+        self.unreadable: dict[str, None] = {}
+        self.is_final_phase = False
+        self._loss_sums: dict[str, Tensor] = {}
+        self._num_summed = 0
+
+    @property
+    def epoch(self) -> int:
+        """Of the whole run, from 0."""
+        return self.start_epoch + self.current_epoch
+
+    @property
+    def steps_done(self) -> int:
+        """Of the whole run."""
+        return self.start_epoch * self.steps_per_epoch + self.global_step
+
+    @property
+    def kept_module(self) -> nn.Module:
+        """The module that is measured and kept: the average where there is one."""
+        return self.detector if self.average is None else self.average.module
+
+    def start_average(self) -> None:
+        """Begin the moving average at the present weights."""
+        if self.config.ema:
+            self.average = MovingAverage(self.detector, self.clock.total_steps)
+
+    def wants_strong_augmentation(self) -> bool:
+        """Whether the epoch that begins lies before the final phase."""
+        return self.clock.progress(self.steps_done) < 1 - self.config.final_phase
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        groups = list(_parameter_groups(self.detector, self.config.weight_decay))
+        if self.config.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=self.schedule.peak, momentum=SGD_MOMENTUM, nesterov=True)
+        return torch.optim.AdamW(groups, lr=self.schedule.peak)
+
+    def on_fit_start(self) -> None:
+        if self.average is not None:
+            self.average.module.to(self.device)
+
+    def on_train_epoch_start(self) -> None:
+        # Dropout and the like: seeded by the epoch, so that a resumed run draws the same.
+        torch.manual_seed(self.config.seed * 100_003 + self.epoch)
+        if not self.is_final_phase and not self.wants_strong_augmentation():
+            self.is_final_phase = True
+            self.detector.enter_final_phase()
+        self._loss_sums, self._num_summed = {}, 0
+
+    def transfer_batch_to_device(self, batch: TrainBatch, device: torch.device, dataloader_idx: int) -> TrainBatch:
+        images = batch.images.to(device, non_blocking=True, memory_format=torch.channels_last)
+        mask = None if batch.pixel_mask is None else batch.pixel_mask.to(device, non_blocking=True)
+        return TrainBatch(images=images, targets=batch.targets.to(device), pixel_mask=mask, unreadable=batch.unreadable)
+
+    def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> int | None:
+        progress = self.clock.progress(self.steps_done)
+        if progress >= 1:  # out of time
+            self.trainer.should_stop = True
+            return _SKIP_EPOCH
+        for group in self._optimizer().param_groups:
+            group["lr"] = self.schedule.at(progress)
+        return None
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        self.unreadable.update(dict.fromkeys(batch.unreadable))
+        parts = self.detector.training_loss(batch.images, batch.targets, batch.pixel_mask)
+        for name, value in parts.items():
+            detached = value.detach()
+            self._loss_sums[name] = self._loss_sums[name] + detached if name in self._loss_sums else detached.clone()
+        self._num_summed += 1
+        return parts["loss"]
+
+    def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
+        if self.average is not None:
+            self.average.update(self.detector)
+
+    def mean_losses(self) -> dict[str, float]:
+        """The mean of each part of the loss over the epoch so far."""
+        return {name: total.item() / self._num_summed for name, total in self._loss_sums.items()}
+
+    def learning_rate(self) -> float:
+        """Of the last step."""
+        return float(self._optimizer().param_groups[0]["lr"])
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return self.trainer.optimizers[0]
+
+
+def _parameter_groups(module: nn.Module, weight_decay: float) -> Iterator[dict[str, Any]]:
+    """Weights that decay; biases and normalisation, which do not."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    yield {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay}
+    yield {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0}
