@@ -221,9 +221,47 @@ def test_image_ids_that_are_text_become_positions(tmp_path: Path) -> None:
     assert [sample.image_id for sample in dataset.samples] == [1, 2] and dataset.num_boxes == 1
 
 
+JUNK = (None, True, -1, 0, 10**400, 1e300, float("nan"), float("inf"), "", "3", [], [[]], {}, {"id": 1})
+
+
+def places_in(node: Any, path: str = "") -> list[str]:
+    """The paths of all values within a document."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    return [place for key, value in items for place in (f"{path}{key}", *places_in(value, f"{path}{key}."))]
+
+
+def test_junk_anywhere_in_a_coco_file_is_reported_or_refused(tmp_path: Path) -> None:
+    write_coco(tmp_path, coco_document())
+    outcomes = {"used": 0, "refused": 0}
+    for place in places_in(coco_document()):
+        for junk in JUNK:
+            document = coco_document()
+            *keys, last = place.split(".")
+            node: Any = document
+            for key in keys:
+                node = node[int(key) if key.isdecimal() else key]
+            node[int(last) if last.isdecimal() else last] = junk
+            (tmp_path / JSON_FILE).write_text(json.dumps(document))
+            try:
+                dataset = load_dataset(tmp_path, "val")
+            except DatasetError:
+                outcomes["refused"] += 1
+                continue
+            outcomes["used"] += 1
+            for sample in dataset.samples:
+                assert (
+                    np.isfinite(sample.boxes_xyxy).all()
+                    and (sample.areas > 0).all()
+                    and np.isfinite(sample.areas).all()
+                )
+                assert (sample.boxes_xyxy[:, 2:] > sample.boxes_xyxy[:, :2]).all()
+    assert outcomes["used"] > 300 and outcomes["refused"] >= 3 * 11
+
+
 @pytest.mark.parametrize(
     ("document", "expected"),
     [
+        ("[" * 100_000, "COCO annotation file in JSON"),
         ("{", "COCO annotation file in JSON"),
         ("[1, 2]", "without images, annotations, categories"),
         ('{"images": [], "annotations": {}, "categories": []}', "without annotations"),

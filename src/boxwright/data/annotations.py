@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 
-from boxwright.core.boxes import box_areas, clip_boxes
+from boxwright.core.boxes import box_areas
 from boxwright.core.errors import DatasetError, ImageError
 from boxwright.core.images import read_image_size_hw
 from boxwright.data.dataset import Sample
@@ -17,6 +18,7 @@ from boxwright.data.problems import Problem, ProblemKind
 # Annotation tools round, and PASCAL VOC counts pixels from 1: a box that overshoots by no more than this is clipped
 # without a word.
 OVERSHOOT_PIXELS = 1.0
+MAX_SIDE_PIXELS = 2**20  # what OpenCV reads at most; a larger size in an annotation is not believed
 
 
 class ProblemLog:
@@ -77,13 +79,15 @@ class SampleBuilder:
             class_id: index of the class.
             where: names the box in a problem, e.g. "line 3".
             is_crowd: see `Sample`.
-            area: square pixels, where the annotation has its own.
+            area: square pixels, where the annotation has its own; not used where no such area fits into the image.
         """
         if not all(math.isfinite(number) for number in box_xyxy):
             self.report("malformed_annotation", f"{where}: box {_text(box_xyxy)} is not finite; left out")
             return
         height, width = self._size_hw
-        clipped = clip_boxes(np.array(box_xyxy, np.float32), self._size_hw)
+        clipped = np.array(
+            [min(max(0, x), side) for x, side in zip(box_xyxy, (width, height) * 2, strict=True)], np.float32
+        )
         has_area = bool(box_areas(clipped) > 0)
         overshoot = max(-box_xyxy[0], -box_xyxy[1], box_xyxy[2] - width, box_xyxy[3] - height)
         is_empty = box_xyxy[2] <= box_xyxy[0] or box_xyxy[3] <= box_xyxy[1]
@@ -99,7 +103,8 @@ class SampleBuilder:
             self._boxes.append(clipped.tolist())
             self._class_ids.append(class_id)
             self._is_crowd.append(is_crowd)
-            self._areas.append(float(box_areas(clipped)) if area is None else area)
+            is_plausible = area is not None and 0 < area <= height * width
+            self._areas.append(area if area is not None and is_plausible else float(box_areas(clipped)))
 
     def build(self) -> Sample:
         """The sample with the boxes kept."""
@@ -118,17 +123,17 @@ def known_size_hw(
     image_path: Path, declared_height: object, declared_width: object, log: ProblemLog
 ) -> tuple[int, int] | None:
     """The size that an annotation declares, else the image's own, else None with a problem written down."""
-    if (
-        isinstance(declared_height, int)
-        and isinstance(declared_width, int)
-        and min(declared_height, declared_width) > 0
-    ):
+    if _is_side(declared_height) and _is_side(declared_width):
         return declared_height, declared_width
     try:
         return read_image_size_hw(image_path)
     except ImageError as error:
         log.add(image_path, "undecodable_image", f"{error.got}; the image and its boxes are left out")
         return None
+
+
+def _is_side(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and 0 < value <= MAX_SIDE_PIXELS
 
 
 class ClassIndex:

@@ -85,7 +85,7 @@ def _image_folder(root: Path, annotation_file: Path, split: str) -> Path:
 def _load(path: Path) -> dict[str, list[Any]]:
     try:
         document: Any = json.loads(read_text(path, "a COCO annotation file"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DatasetError(
             str(path), expected="a COCO annotation file in JSON", got=str(error), fix="mend it"
         ) from error
@@ -186,13 +186,14 @@ def _add_row(row: Mapping[str, Any], builder: SampleBuilder, class_of_category: 
             class_id,
             where=where,
             is_crowd=bool(row.get("iscrowd", 0)),
-            area=area if _is_number(area := row.get("area")) and area > 0 else None,
+            area=area if _is_number(area := row.get("area")) else None,
         )
 
 
 def _is_integer(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and not isinstance(value, bool)
+    """Whether this is an integer, and of 64 bits: JSON knows larger ones."""
+    return isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, float) or _is_integer(value)
