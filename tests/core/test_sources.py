@@ -96,6 +96,7 @@ def test_a_glob_may_hold_images_and_videos(tmp_path: Path) -> None:
         pytest.param(lambda path: path / "broken.jpg", "do not decode", id="broken image"),
         pytest.param(lambda path: path / "broken.mp4", "no frame", id="broken video"),
         pytest.param(lambda path: "", "does not exist", id="empty text"),
+        pytest.param(lambda path: "x" * 5000, "does not exist", id="too long"),
         pytest.param(lambda path: 97, "camera 97", id="camera that is not there"),
         pytest.param(lambda path: "97", "camera 97", id="camera as text"),
         pytest.param(lambda path: "rtsp://127.0.0.1:9/none", "rtsp://", id="stream that is not there"),

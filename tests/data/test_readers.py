@@ -221,7 +221,24 @@ def test_image_ids_that_are_text_become_positions(tmp_path: Path) -> None:
     assert [sample.image_id for sample in dataset.samples] == [1, 2] and dataset.num_boxes == 1
 
 
-JUNK = (None, True, -1, 0, 10**400, 1e300, float("nan"), float("inf"), "", "3", [], [[]], {}, {"id": 1})
+JUNK = (
+    None,
+    True,
+    -1,
+    0,
+    10**400,
+    1e300,
+    float("nan"),
+    float("inf"),
+    "",
+    "3",
+    "x" * 5000,
+    "\0",
+    [],
+    [[]],
+    {},
+    {"id": 1},
+)
 
 
 def places_in(node: Any, path: str = "") -> list[str]:
@@ -575,6 +592,18 @@ def test_a_folder_of_no_layout_says_what_was_looked_for(tmp_path: Path) -> None:
             load_dataset(directory, "val")
         for layout in ("instances_<split>2017.json", "ImageSets/Main/<split>.txt", "data.yaml"):
             assert layout in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "nul\0"])
+def test_names_that_no_file_can_have(tmp_path: Path, name: str) -> None:
+    write_voc(tmp_path / "voc", SOUND)
+    (tmp_path / "voc" / "ImageSets" / "Main" / "train.txt").write_text(f"one\n{name}\n")
+    assert [kind for _, kind in kinds(load_dataset(tmp_path / "voc", "train"))] == ["missing_image"]
+    write_yolo(tmp_path / "yolo", YAML.replace("images/val", "val.txt"), LABELS)
+    (tmp_path / "yolo" / "val.txt").write_text(f"images/val/a.png\n{name}.png\n")
+    assert [kind for _, kind in kinds(load_dataset(tmp_path / "yolo", "val"))] == ["missing_image"]
+    with pytest.raises(DatasetError, match="no such folder"):
+        load_dataset(tmp_path / name, "val")
 
 
 # Real data

@@ -55,15 +55,15 @@ def open_source(source: str | os.PathLike[str] | int) -> Iterator[SourceItem]:
         return _open_video(source, f"camera {source}", is_live=True)
     text = os.fspath(source)
     path = Path(text)
-    if text and path.is_dir():  # an empty text would be the current folder
+    if text and os.path.isdir(text):  # an empty text would be the current folder
         return _each(_images_in(path))
-    if path.is_file():
+    if os.path.isfile(text):
         if path.suffix.lower() in VIDEO_SUFFIXES:
             return _open_video(text, text, is_live=False)
         return iter([SourceItem(name=text, image=read_image(path))])
     if text.isdecimal():
         return _open_video(int(text), f"camera {text}", is_live=True)
-    if "://" in text or (text and path.exists()):  # what exists and is no file is a device such as /dev/video0
+    if "://" in text or os.path.exists(text):  # what exists and is no file is a device such as /dev/video0
         return _open_video(text, text, is_live=True)
     if glob.has_magic(text):
         return _each(_files_matching(text))

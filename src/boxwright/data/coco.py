@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,14 +71,14 @@ def read(root: Path, split: str, class_names: Sequence[str] | None = None) -> Da
 
 def _annotation_file(root: Path, split: str) -> Path:
     with_year = root / "annotations" / f"{_PREFIX}{split}{_YEAR}.json"
-    return with_year if with_year.is_file() else root / "annotations" / f"{_PREFIX}{split}.json"
+    return with_year if os.path.isfile(with_year) else root / "annotations" / f"{_PREFIX}{split}.json"
 
 
 def _image_folder(root: Path, annotation_file: Path, split: str) -> Path:
     """The folder named as the annotation file is, or as the split is, beside `annotations` or below `images`."""
     for name in (annotation_file.stem.removeprefix(_PREFIX), split, f"{split}{_YEAR}"):
         for folder in (root / name, root / "images" / name):
-            if folder.is_dir():
+            if os.path.isdir(folder):
                 return folder
     return root / annotation_file.stem.removeprefix(_PREFIX)
 
@@ -141,7 +142,7 @@ def _read_images(
             continue
         seen_ids.add(key)
         seen_names.add(file_name)
-        path = next((path for path in (folder / file_name, root / file_name) if path.is_file()), None)
+        path = next((path for path in (folder / file_name, root / file_name) if os.path.isfile(path)), None)
         if path is None:
             log.add(folder / file_name, "missing_image", "no such file; the image and its boxes are left out")
             continue

@@ -72,13 +72,18 @@ def list_splits(directory: str | os.PathLike[str]) -> tuple[str, ...]:
 
 
 def _find_reader(root: Path) -> ModuleType:
-    for reader in READERS:
-        if reader.recognises(root):
-            return reader
+    if os.path.exists(root):
+        for reader in READERS:
+            if reader.recognises(root):
+                return reader
     looked_for = "; or ".join(f"{reader.LOOKED_FOR} ({reader.LAYOUT})" for reader in READERS)
     raise DatasetError(
         str(root),
         expected=f"a data set's folder with {looked_for}",
-        got="a folder with none of these" if root.is_dir() else "a file" if root.is_file() else "no such folder",
+        got="a folder with none of these"
+        if os.path.isdir(root)
+        else "a file"
+        if os.path.isfile(root)
+        else "no such folder",
         fix="check the path, or convert the data set to one of these layouts",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import xml.etree.ElementTree as ET
 from collections.abc import Sequence
 from pathlib import Path
@@ -101,7 +102,7 @@ def _image_path(root: Path, stem: str) -> Path | None:
     for suffix in IMAGE_SUFFIXES:
         for spelling in (suffix, suffix.upper()):
             path = root / "JPEGImages" / f"{stem}{spelling}"
-            if path.is_file():
+            if os.path.isfile(path):
                 return path
     return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ _OTHER_KEYS = (
 
 def recognises(root: Path) -> bool:
     """Whether this is a folder with a `data.yaml`, or such a file itself (of any name)."""
-    return root.suffix.lower() in (".yaml", ".yml") if root.is_file() else (root / LOOKED_FOR).is_file()
+    return root.suffix.lower() in (".yaml", ".yml") if os.path.isfile(root) else os.path.isfile(root / LOOKED_FOR)
 
 
 def list_splits(root: Path) -> tuple[str, ...]:
@@ -60,7 +61,7 @@ def read(root: Path, split: str, class_names: Sequence[str] | None = None) -> Da
     found = _class_names(settings, file)
     classes = ClassIndex(found, class_names, str(file))
     paths = _unique(_image_paths(settings, split, file), log)
-    if paths and not any(_label_file(path).is_file() for path in paths):
+    if paths and not any(os.path.isfile(_label_file(path)) for path in paths):
         log.add(_label_file(paths[0]), "missing_annotation", f"no such file, nor one of any other image of {split}")
     samples = (_read_sample(path, position, found, classes, log) for position, path in enumerate(paths, start=1))
     return Dataset(
@@ -76,7 +77,7 @@ def read(root: Path, split: str, class_names: Sequence[str] | None = None) -> Da
 
 
 def _settings_file(root: Path) -> Path:
-    return root if root.is_file() else root / LOOKED_FOR
+    return root if os.path.isfile(root) else root / LOOKED_FOR
 
 
 def _load(file: Path) -> dict[Any, Any]:
@@ -124,7 +125,7 @@ def _image_paths(settings: dict[Any, Any], split: str, file: Path) -> Iterator[P
     entry = settings[split]
     for part in entry if isinstance(entry, list) else [entry]:
         place = _locate(str(part), settings.get("path"), file)
-        if place.is_dir():
+        if os.path.isdir(place):
             yield from sorted(path for path in place.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
         else:
             yield from _listed_images(place)
@@ -135,7 +136,7 @@ def _locate(part: str, base: object, file: Path) -> Path:
     # Roboflow writes "../train/images" where the folder lies beside the file.
     places = [folder / name for folder in folders for name in dict.fromkeys((part, part.removeprefix("../")))]
     for place in places:
-        if place.exists():
+        if os.path.exists(place):
             return place
     raise DatasetError(
         str(file),
@@ -174,7 +175,7 @@ def _label_file(image_path: Path) -> Path:
 def _read_sample(
     image_path: Path, position: int, found: Sequence[str], classes: ClassIndex, log: ProblemLog
 ) -> Sample | None:
-    if not image_path.is_file():
+    if not os.path.isfile(image_path):
         log.add(image_path, "missing_image", "no such file; the image and its boxes are left out")
         return None
     size_hw = known_size_hw(image_path, None, None, log)
