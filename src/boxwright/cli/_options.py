@@ -30,12 +30,19 @@ ImageSizeOption = Annotated[
 ]
 IouOption = Annotated[float, typer.Option("--iou", min=0.0, max=1.0, help="NMS suppresses overlaps above this IoU.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else there.")]
+LabelsOption = Annotated[
+    str | None, typer.Option("--labels", help="Classes of an author's file: coco, voc, a text file, or a,b,c.")
+]
 MaxDetectionsOption = Annotated[int, typer.Option("--max-det", min=1, help="Detections kept of an image.")]
 NmsOption = Annotated[NmsForm, typer.Option("--nms", help="Where decoding and NMS happen.")]
 NumThreadsOption = Annotated[int | None, typer.Option("--num-threads", min=1, help="CPU threads of the engine.")]
 OpsetOption = Annotated[int, typer.Option("--opset", min=17, help="ONNX operator set.")]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Arithmetic of the engine.")]
+PreprocessOption = Annotated[
+    str | None, typer.Option("--preprocess", help="Preprocessing of an author's file, by name.")
+]
 SplitOption = Annotated[str, typer.Option("--split", help="Which part of the data set: train, val or test.")]
+VariantOption = Annotated[str | None, typer.Option("--model", help="Variant of an author's checkpoint: yolox-nano ...")]
 WorkersOption = Annotated[int, typer.Option("--workers", min=0, help="Processes that load images.")]
 
 

@@ -10,8 +10,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from boxwright.cli._opening import open_detector
-from boxwright.cli._options import BackendOption, DeviceOption, JsonOption, NumThreadsOption, PrecisionOption
+from boxwright.cli._opening import CheckpointOptions, open_detector
+from boxwright.cli._options import (
+    BackendOption,
+    DeviceOption,
+    ImageSizeOption,
+    JsonOption,
+    LabelsOption,
+    NumThreadsOption,
+    PrecisionOption,
+    PreprocessOption,
+    VariantOption,
+    parse_image_size,
+)
 from boxwright.cli._output import print_json, stderr_console, stdout_console
 from boxwright.core.errors import AnswerIsNoError, ImageError
 
@@ -25,7 +36,7 @@ _MOST_NAMED_FILES = 5
 
 
 def predict(
-    model: Annotated[Path, typer.Argument(help="Exported model, or a checkpoint of 'boxwright train'.")],
+    model: Annotated[Path, typer.Argument(help="Exported model, or a training checkpoint to run on PyTorch.")],
     sources: Annotated[
         list[str], typer.Argument(help="Images, folders, glob patterns, videos, stream URLs or a camera's index.")
     ],
@@ -40,9 +51,19 @@ def predict(
     device: DeviceOption = "cpu",
     precision: PrecisionOption = "fp32",
     num_threads: NumThreadsOption = None,
+    variant: VariantOption = None,
+    labels: LabelsOption = None,
+    preprocess: PreprocessOption = None,
+    imgsz: ImageSizeOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find objects in images, folders, videos and cameras."""
+    checkpoint = CheckpointOptions(
+        variant=variant,
+        labels=labels,
+        preprocess=preprocess,
+        size_hw=None if imgsz is None else parse_image_size(imgsz),
+    )
     was_interrupted = False
     with (
         _annotated_folder(save) as folder,
@@ -54,6 +75,7 @@ def predict(
             num_threads=num_threads or 0,
             conf=conf,
             iou=iou,
+            checkpoint=checkpoint,
         ) as detector,
     ):
         results = _Results(detector, folder, as_json=as_json)

@@ -17,9 +17,12 @@ from boxwright.cli._options import (
     ImageSizeOption,
     IouOption,
     JsonOption,
+    LabelsOption,
     NumThreadsOption,
     PrecisionOption,
+    PreprocessOption,
     SplitOption,
+    VariantOption,
     parse_image_size,
 )
 from boxwright.cli._output import print_json, progress_bar, stdout_console
@@ -43,9 +46,9 @@ def val(
     device: DeviceOption = "cpu",
     precision: PrecisionOption = "fp32",
     num_threads: NumThreadsOption = None,
-    variant: Annotated[str | None, typer.Option("--model", help="Variant of an author's checkpoint.")] = None,
-    labels: Annotated[str | None, typer.Option("--labels", help="Its classes: coco, voc, a file, or a,b,c.")] = None,
-    preprocess: Annotated[str | None, typer.Option("--preprocess", help="Its preprocessing, by name.")] = None,
+    variant: VariantOption = None,
+    labels: LabelsOption = None,
+    preprocess: PreprocessOption = None,
     imgsz: ImageSizeOption = None,
     as_json: JsonOption = False,
 ) -> None:
