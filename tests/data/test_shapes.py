@@ -51,7 +51,7 @@ def test_small_and_large_overlapping_and_empty(drawn) -> None:
     boxes = np.float32([shape.box_xyxy for shape in shapes])
     longer_sides = (boxes[:, 2:] - boxes[:, :2]).max(axis=1)
     assert longer_sides.min() >= SMALLEST_PIXELS - 0.02
-    assert 0.25 < np.mean(longer_sides < 22) < 0.45 and 0.15 < np.mean(longer_sides > 48) < 0.4
+    assert 0.2 < np.mean(longer_sides < 24) < 0.4 and 0.2 < np.mean(longer_sides > 48) < 0.45
     assert (boxes >= 0).all() and (boxes <= [192, 160, 192, 160]).all()
     counts = [len(found) for _, found in drawn]
     assert 1 <= counts.count(0) <= 20 and max(counts) == MAX_OBJECTS and 3 < np.mean(counts) < 5
