@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import pytest
 
+from boxwright.cli._installation import EXTRAS
+
 PACKAGE = Path(__file__).resolve().parents[1] / "src" / "boxwright"
 
 # Package -> the packages of ours that it may import, itself apart.
@@ -31,7 +33,7 @@ BASE_PACKAGES = {
     "core": {"numpy", "cv2"},
     "data": {"numpy", "cv2"},
     "runtimes": {"numpy", "cv2"},
-    "cli": {"typer", "rich"},
+    "cli": {"numpy", "cv2", "typer", "rich"},
 }
 
 
@@ -91,19 +93,45 @@ def test_every_package_has_its_place_in_the_layers() -> None:
     assert packages == set(MAY_IMPORT)
 
 
+def is_allowed(found: Import) -> bool:
+    """Whether an import of ours goes to the importer's own package or down the layers."""
+    importer, imported = package_of(found.file), found.module.partition(".")[2].partition(".")[0]
+    if imported in ("", "__version__"):  # the package itself: its version or its place, but none of its lazy names
+        names = root_names_used(PACKAGE / found.file)
+        return all(name.startswith("__") for name in names)
+    return importer in ("", imported) or imported in MAY_IMPORT[importer]
+
+
+def root_names_used(path: Path) -> set[str]:
+    """What a file uses as `boxwright.<name>`."""
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    attributes = (node for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name))
+    return {node.attr for node in attributes if ast.unparse(node.value) == "boxwright"}
+
+
 def test_imports_go_down_the_layers_only() -> None:
-    wrong = []
-    for found in all_imports():
-        origin, _, rest = found.module.partition(".")
-        importer, imported = package_of(found.file), rest.partition(".")[0]
-        if origin != "boxwright" or importer in ("", imported):
-            continue
-        is_allowed = (
-            imported in MAY_IMPORT[importer] or imported == "__version__" or (importer, imported) == ("cli", "")
-        )
-        if not is_allowed:
-            wrong.append(f"{found.file}:{found.line} imports {found.module}")
+    ours = [found for found in all_imports() if found.module.partition(".")[0] == "boxwright"]
+    assert len(ours) > 100
+    wrong = [f"{found.file}:{found.line} imports {found.module}" for found in ours if not is_allowed(found)]
     assert not wrong, "an edge that the layers do not have:\n" + "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("file", "module", "expected"),
+    [
+        ("core/boxes.py", "boxwright.core.errors", True),
+        ("core/boxes.py", "boxwright.runtimes.detector", False),
+        ("data/coco.py", "boxwright.core.errors", True),
+        ("data/coco.py", "boxwright.models", False),
+        ("bench/accuracy.py", "boxwright.data", True),
+        ("bench/accuracy.py", "boxwright.export.api", False),
+        ("training/config.py", "boxwright.calibration", False),
+        ("cli/doctor.py", "boxwright", True),
+        ("cli/doctor.py", "boxwright.training", True),
+    ],
+)
+def test_the_rule_itself(file: str, module: str, expected: bool) -> None:
+    assert is_allowed(Import(file, 1, module, at_top=True, for_types_only=False)) is expected
 
 
 def test_the_root_imports_nothing_of_ours_at_the_top() -> None:
@@ -136,6 +164,17 @@ def test_top_level_imports_need_the_base_install_alone(package: str) -> None:
         and found.module.partition(".")[0] not in allowed
     ]
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_package_that_is_imported_comes_with_the_base_install_or_an_extra() -> None:
+    brought = {name.partition(".")[0] for _, modules in EXTRAS.values() for name in modules}
+    known = {*sys.stdlib_module_names, "boxwright", "__future__", "numpy", "cv2", "typer", "rich", *brought}
+    wrong = [
+        f"{found.file}:{found.line} imports {found.module}"
+        for found in all_imports()
+        if found.module.partition(".")[0] not in known
+    ]
+    assert not wrong, "brought by no extra:\n" + "\n".join(wrong)
 
 
 IMPORT_WITHOUT_TORCH = """
