@@ -231,7 +231,7 @@ def decode_boxes(
     prior = None if priors is None else priors[anchors]
     with np.errstate(all="ignore"):
         boxes = _CODINGS[attributes.box_coding](raw, prior, anchors, attributes)
-    finite = np.isfinite(raw).all(axis=1)
+    finite = np.asarray(np.isfinite(raw).all(axis=1))
     if prior is not None:
         finite &= np.isfinite(prior).all(axis=1)
     result: FloatArray = np.where(finite[:, None], boxes, np.float32(np.nan)).astype(np.float32)
