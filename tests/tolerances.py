@@ -12,3 +12,13 @@ BOX_COORDINATES = 5e-7
 
 # Of outputs of a network of a few layers, values up to 20, in float32: engines sum in other orders (1e-6 relative).
 ENGINE_TENSORS = 5e-5
+
+# Of weights after a few optimizer steps, of a run that was killed and resumed against one that was not: the same sums,
+# which threads may split otherwise; Adam's division turns such differences into up to a step's thousandth.
+RESUMED_WEIGHTS = 1e-5
+
+# Of raw heads of YOLOX, which span about 10, in another engine's float32 (the bound that the project set itself).
+RAW_HEADS = 1e-3
+
+# Of a resized pixel, before it is normalised: roundings of the bilinear blend differ between implementations.
+GREY_LEVELS = 1

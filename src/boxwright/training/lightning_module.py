@@ -84,8 +84,8 @@ class TrainingModule(lightning.LightningModule):
             self.average = MovingAverage(self.detector, self.clock.total_steps)
 
     def wants_strong_augmentation(self) -> bool:
-        """Whether the epoch that begins lies before the final phase."""
-        return self.clock.progress(self.steps_done) < 1 - self.config.final_phase
+        """Whether the middle of the epoch that begins lies before the final phase."""
+        return self.clock.progress(self.steps_done + 0.5 * self.steps_per_epoch) < 1 - self.config.final_phase
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         groups = list(_parameter_groups(self.detector, self.config.weight_decay))
@@ -112,7 +112,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> int | None:
         progress = self.clock.progress(self.steps_done)
-        if progress >= 1:  # out of time
+        if progress >= 1 and self.steps_done > 0:  # out of time; a run of no step at all would leave nothing
             self.trainer.should_stop = True
             return _SKIP_EPOCH
         for group in self._optimizer().param_groups:

@@ -69,8 +69,8 @@ class RunClock:
         """Reserve as long for the last measurement as this one took."""
         self._last_measurement = seconds
 
-    def progress(self, step: int) -> float:
-        """The part in [0, 1] of the run that is done before this step."""
+    def progress(self, step: float) -> float:
+        """The part in [0, 1] of the run that is done before this step (or between two)."""
         by_steps = step / self.total_steps
         if self.max_seconds is None:
             return min(1.0, by_steps)

@@ -1,0 +1,98 @@
+"""Learning rate, clock and moving average against their definitions."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from boxwright.training.ema import MovingAverage
+from boxwright.training.schedule import LearningRateSchedule, RunClock
+
+SCHEDULE = LearningRateSchedule(peak=0.1, warmup=0.1, final_phase=0.2, final_ratio=0.05)
+POINTS = [
+    (0.0, 0.1 * 1e-4),
+    (0.05, 0.1 * 0.25),
+    (0.1, 0.1),
+    (0.45, 0.005 + 0.095 / 2),  # half way down the cosine
+    (0.8, 0.005),
+    (0.9, 0.005),
+    (1.0, 0.005),
+]
+
+
+@pytest.mark.parametrize(("progress", "expected"), POINTS)
+def test_learning_rate(progress: float, expected: float) -> None:
+    assert SCHEDULE.at(progress) == pytest.approx(expected)
+
+
+def test_learning_rate_without_warmup_or_end() -> None:
+    plain = LearningRateSchedule(peak=1.0, warmup=0.0, final_phase=0.0, final_ratio=0.0)
+    assert plain.at(0.0) == 1.0
+    assert plain.at(0.25) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
+    assert plain.at(1.0) == 0.0
+    flat = LearningRateSchedule(peak=1.0, warmup=0.5, final_phase=0.5, final_ratio=0.1)
+    assert flat.at(0.5) == pytest.approx(0.1)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+def test_progress_is_by_steps_without_a_limit() -> None:
+    clock = Clock()
+    run = RunClock(200, None, now=clock)
+    clock.seconds += 1e6
+    assert run.progress(50) == 0.25
+    assert run.progress(500) == 1.0
+
+
+def test_progress_is_by_time_where_that_is_further() -> None:
+    clock = Clock()
+    run = RunClock(200, 60.0, now=clock)
+    clock.seconds += 15
+    assert run.progress(10) == pytest.approx(0.25)
+    assert run.progress(100) == 0.5
+    assert run.remaining(10) == pytest.approx(45)
+    run.measurement_took(10)  # as long again is reserved for the last one
+    assert run.progress(10) == pytest.approx(15 / 50)
+    clock.seconds += 40
+    assert run.progress(10) == 1.0
+
+
+def test_time_of_earlier_processes_counts() -> None:
+    clock = Clock()
+    run = RunClock(200, 60.0, elapsed=30.0, now=clock)
+    assert run.elapsed() == 30
+    assert run.progress(0) == 0.5
+    assert run.remaining(0) == pytest.approx(30)
+
+
+def test_moving_average_is_the_recursion_of_its_definition() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    average = MovingAverage(module, total_steps=100)
+    assert average.horizon == 5
+    expected = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    for step in range(4):
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        module(torch.randn(6, 3))
+        average.update(module)
+        keep = (1 - 1 / 5) * (1 - math.exp(-(step + 1) / 5))
+        for name, tensor in module.state_dict().items():
+            expected[name] = keep * expected[name] + (1 - keep) * tensor if tensor.is_floating_point() else tensor
+    for name, tensor in average.module.state_dict().items():
+        torch.testing.assert_close(tensor, expected[name], msg=name)
+    assert not any(parameter.requires_grad for parameter in average.module.parameters())
+    assert not average.module.training and module.training
+
+
+@pytest.mark.parametrize(("steps", "horizon"), [(1, 1.0), (10, 1.0), (400, 20.0), (1_000_000, 5000)])
+def test_horizon_suits_the_length_of_the_run(steps: int, horizon: float) -> None:
+    assert MovingAverage(nn.Linear(1, 1), total_steps=steps).horizon == horizon
