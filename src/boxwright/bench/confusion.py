@@ -43,12 +43,13 @@ def confusion_matrix(
         truth_classes = sample.class_ids[is_truth]
         overlaps = pairwise_overlaps(kept.boxes_xyxy, sample.boxes_xyxy[is_truth])  # (D, G)
         rows, columns = _match(overlaps, iou_threshold)
-        np.add.at(counts, (truth_classes[columns], kept.class_ids[rows]), 1)
         missed = np.setdiff1d(np.arange(len(truth_classes)), columns)
-        np.add.at(counts, (truth_classes[missed], num_classes), 1)
         spurious = np.setdiff1d(np.arange(len(kept)), rows)
         spurious = spurious[~_lies_in_crowd(kept, sample)[spurious]]
-        np.add.at(counts, (num_classes, kept.class_ids[spurious]), 1)
+        for truth, detected in zip(truth_classes[columns].tolist(), kept.class_ids[rows].tolist(), strict=True):
+            counts[truth, detected] += 1
+        counts[:num_classes, num_classes] += np.bincount(truth_classes[missed], minlength=num_classes)
+        counts[num_classes, :num_classes] += np.bincount(kept.class_ids[spurious], minlength=num_classes)
     return counts
 
 

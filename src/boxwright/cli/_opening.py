@@ -123,3 +123,39 @@ def _open_checkpoint(
     return Detector.from_backend(
         TorchBackend.from_module(loaded.module, manifest, device=device), manifest, conf=conf, iou=iou
     )
+
+
+def open_candidate(
+    path: str,
+    *,
+    backend: str | None,
+    device: str,
+    precision: str | None,
+    num_threads: int,
+    conf: float | None,
+    iou: float | None,
+    variant: str | None = None,
+    labels: str | None = None,
+    preprocess: str | None = None,
+    size_hw: list[int] | None = None,
+) -> Detector:
+    """Open a checkpoint in a process of `boxwright bench`, which knows this function by its name alone.
+
+    The arguments are those of `open_detector`, of JSON's types.
+    """
+    options = CheckpointOptions(
+        variant=variant,
+        labels=labels,
+        preprocess=preprocess,
+        size_hw=None if size_hw is None else (size_hw[0], size_hw[1]),
+    )
+    return open_detector(
+        path,
+        backend=backend,
+        device=device,
+        precision=precision,
+        num_threads=num_threads,
+        conf=conf,
+        iou=iou,
+        checkpoint=options,
+    )

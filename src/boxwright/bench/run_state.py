@@ -1,0 +1,122 @@
+"""What a benchmark has measured so far, on disk, so that an interrupted run goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boxwright.bench.candidate import Candidate, content_sha256
+from boxwright.bench.results import Settings
+from boxwright.core.codec import to_jsonable
+from boxwright.core.detections import Detections
+from boxwright.core.errors import OutputError
+from boxwright.core.files import write_text
+
+_STATE_FILE = "state.json"
+Json = dict[str, Any]
+
+
+class RawDetections(NamedTuple):
+    """What a candidate's process found, in the model's classes."""
+
+    detections: tuple[Detections, ...]  # of each image, none for one that could not be used
+    unreadable: dict[int, str]  # index of the image: reason
+
+
+def cache_dir() -> Path:
+    """Where Boxwright keeps what can be made again."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(root) / "boxwright"
+
+
+def fingerprint(candidates: Sequence[Candidate], settings: Settings, data_sha256: str) -> str:
+    """A name for the run: the same only where the same files are measured in the same way on the same data."""
+    limits = {"min_launches", "max_launches", "time_limit_s"}  # a run may go on with others
+    document = {
+        "candidates": [{**to_jsonable(entry), "sha256": content_sha256(entry.model)} for entry in candidates],
+        "settings": {key: value for key, value in to_jsonable(settings).items() if key not in limits},
+        "data": data_sha256,
+    }
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@dataclass
+class RunState:
+    """The measurements of a run, by the candidates' names, in a folder.
+
+    Attributes:
+        directory: that holds them.
+        accuracy: the reply to `open` of the process that ran over all images, of each candidate that has.
+        launches: for each complete launch the record of each candidate that took part.
+        throughput: the reply of each candidate that was searched.
+    """
+
+    directory: Path
+    accuracy: dict[str, Json] = field(default_factory=dict)
+    launches: list[dict[str, Json]] = field(default_factory=list)
+    throughput: dict[str, Json] = field(default_factory=dict)
+
+    @classmethod
+    def resume_or_begin(cls, directory: Path) -> RunState:
+        """Read what the folder holds; a new run where it holds nothing that can be used.
+
+        Raises:
+            OutputError: where the folder cannot be made.
+        """
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(
+                str(directory),
+                expected="a folder for measurements that can be written",
+                got=error.strerror or type(error).__name__,
+                fix="free some space, or set XDG_CACHE_HOME to another folder",
+            ) from error
+        try:
+            document = json.loads((directory / _STATE_FILE).read_text(encoding="utf-8"))
+            return cls(directory, document["accuracy"], document["launches"], document["throughput"])
+        except (OSError, ValueError, KeyError, TypeError):  # none, or one of another version
+            return cls(directory)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is measured yet."""
+        return not (self.accuracy or self.launches or self.throughput)
+
+    def save(self) -> None:
+        """Write the measurements.
+
+        Raises:
+            OutputError: where they cannot be written.
+        """
+        document = {"accuracy": self.accuracy, "launches": self.launches, "throughput": self.throughput}
+        write_text(self.directory / _STATE_FILE, json.dumps(document))
+
+    def detections_path(self, name: str) -> Path:
+        """Where the process of a candidate writes what it finds."""
+        return self.directory / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
+
+    def read_detections(self, name: str) -> RawDetections:
+        """What a candidate found, in its own classes."""
+        with np.load(self.detections_path(name)) as arrays:
+            ends: NDArray[np.int64] = np.cumsum(arrays["counts"])
+            rows = [arrays[key] for key in ("boxes_xyxy", "scores", "class_ids")]
+        columns = [np.split(array, ends[:-1]) for array in rows]
+        detections = tuple(
+            Detections(boxes_xyxy=boxes, scores=scores, class_ids=class_ids)
+            for boxes, scores, class_ids in zip(*columns, strict=True)
+        )
+        return RawDetections(detections, {int(index): reason for index, reason in self.accuracy[name]["unreadable"]})
+
+    def discard(self) -> None:
+        """Remove the folder; the run is over."""
+        shutil.rmtree(self.directory, ignore_errors=True)
