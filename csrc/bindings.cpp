@@ -49,12 +49,10 @@ void require_shape(bool fits, const char* name) {
     }
 }
 
-// The last axis must be dense; strides along the others are free.
 AnchorRows rows_of(const FloatInput<3>& array, int64_t batch_size, int64_t num_anchors, int64_t width, const char* name) {
     const auto shape_is = [&](size_t axis, int64_t size) { return static_cast<int64_t>(array.shape(axis)) == size; };
     require_shape(shape_is(0, batch_size) && shape_is(1, num_anchors) && shape_is(2, width), name);
-    require_shape(width == 1 || array.size() == 0 || array.stride(2) == 1, name);
-    return {array.data(), array.stride(0), array.stride(1)};
+    return {array.data(), array.stride(0), array.stride(1), array.stride(2)};
 }
 
 AnchorRows objectness_rows(const FloatInput<2>& array, int64_t batch_size, int64_t num_anchors) {

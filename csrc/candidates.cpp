@@ -10,7 +10,9 @@ namespace {
 
 constexpr size_t kAnchorsABlock = 1024;
 constexpr size_t kLogitsABlock = 8192;
-constexpr size_t kSpare = 16;  // places beyond the end that select_above may write
+constexpr size_t kRowsGathered = 64;
+constexpr size_t kFewAnchors = 16;  // one anchor of so many is cheaper to gather than to scan all
+constexpr size_t kSpare = 16;       // places beyond the end that select_above may write
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Raw thresholds are lowered by this much, so that rounding cannot lose a candidate; what they let through is compared
@@ -25,115 +27,112 @@ float logit_below(double probability) {
     return static_cast<float>(std::log(lowered / (1.0 - lowered)) - 1e-5);
 }
 
+// The logits of one anchor. Its objectness is a factor of its scores (1 without). `raw_threshold` is, a little less
+// than exactly, what a logit must be above: with softmax, by how much it must exceed that of the background.
+struct Row {
+    const float* logits;
+    int64_t anchor;
+    float factor;
+    float raw_threshold;
+};
+
 class Collector {
    public:
     Collector(const ScoreHeads& heads, const DecodeNmsAttributes& attributes, float score_threshold,
               const VectorKernels& kernels, CandidateBuffers& buffers)
         : heads_(heads),
           attributes_(attributes),
+          activation_(attributes.score_activation),
+          combination_(attributes.score_combination),
           threshold_(score_threshold),
-          product_threshold_(attributes.score_combination == Combination::sqrt
-                                 ? static_cast<double>(score_threshold) * score_threshold
-                                 : score_threshold),
+          product_threshold_(combination_ == Combination::sqrt ? static_cast<double>(score_threshold) * score_threshold
+                                                               : score_threshold),
           kernels_(kernels),
           buffers_(buffers),
           num_classes_(static_cast<size_t>(heads.num_classes)),
           background_(static_cast<size_t>(attributes.background_class)) {
         buffers.keys.clear();
+        buffers.positions.resize(kLogitsABlock + kSpare);
         buffers.row_positions.resize(num_classes_ + kSpare);
-        buffers.row.resize(num_classes_);
+        buffers.scores.resize(num_classes_);
+        buffers.rows.resize(kRowsGathered * num_classes_);
+        buffers.anchors.resize(kAnchorsABlock);
+        buffers.has_hit.resize(kAnchorsABlock);
+        for (auto* floats : {&buffers.factors, &buffers.raw_thresholds, &buffers.objectness, &buffers.block_factors,
+                             &buffers.block_thresholds}) {
+            floats->resize(kAnchorsABlock);
+        }
     }
 
     void run() {
-        if (attributes_.score_combination != Combination::none) {
-            collect_by_objectness();
-        } else if (attributes_.score_activation == Activation::softmax) {
-            const float margin = logit_below(threshold_);
-            for (int64_t anchor = 0; anchor < heads_.num_anchors; ++anchor) collect_softmax_row(anchor, 1.0f, margin);
+        const bool is_combined = combination_ != Combination::none;
+        const bool is_one_long_row =
+            heads_.class_number_stride == 1 && heads_.class_anchor_stride == heads_.num_classes;
+        if (!is_combined && activation_ != Activation::softmax && is_one_long_row) {
+            collect_from_long_row();
         } else {
-            collect_by_class();
+            for (int64_t begin = 0; begin < heads_.num_anchors; begin += kAnchorsABlock) {
+                const int64_t left = heads_.num_anchors - begin;
+                const size_t count = std::min(static_cast<size_t>(left), kAnchorsABlock);
+                const size_t noted = is_combined ? note_by_objectness(begin, count) : note_all(begin, count);
+                collect_block(begin, count, noted);
+            }
         }
         flush();
     }
 
    private:
-    const float* row_of(int64_t anchor) const { return heads_.class_logits + anchor * heads_.class_anchor_stride; }
+    // ---- one long row: rows side by side, without objectness, have one threshold and are scanned as one ----
 
-    uint32_t pair(int64_t anchor, size_t class_index) const {
-        return static_cast<uint32_t>(static_cast<int64_t>(class_index) * heads_.num_anchors + anchor);
-    }
-
-    // ---- without objectness: all logits have the same threshold ----
-
-    void collect_by_class() {
-        const bool sigmoid_scores = attributes_.score_activation == Activation::sigmoid;
-        const float raw_threshold = sigmoid_scores ? logit_below(threshold_) : threshold_;
-        const int64_t row_length = heads_.num_classes;
-        if (heads_.class_anchor_stride == row_length) {
-            const int64_t total = heads_.num_anchors * row_length;
-            for (int64_t begin = 0; begin < total; begin += kLogitsABlock) {
-                select_in_rows(begin, std::min<int64_t>(total - begin, kLogitsABlock), raw_threshold);
-            }
-        } else {
-            for (int64_t anchor = 0; anchor < heads_.num_anchors; ++anchor) collect_row(anchor, 1.0f, raw_threshold);
+    void collect_from_long_row() {
+        const float raw_threshold = common_raw_threshold();
+        const int64_t total = heads_.num_anchors * heads_.num_classes;
+        for (int64_t begin = 0; begin < total; begin += kLogitsABlock) {
+            const size_t count = std::min(static_cast<size_t>(total - begin), kLogitsABlock);
+            const float* logits = heads_.class_logits + begin;
+            const size_t selected = kernels_.select_above(logits, count, raw_threshold, buffers_.positions.data());
+            collect_selected(begin, selected, raw_threshold);
         }
     }
 
-    // Rows that lie side by side are scanned as one long row, from logit `begin` on.
-    void select_in_rows(int64_t begin, int64_t count, float raw_threshold) {
-        buffers_.positions.resize(kLogitsABlock + kSpare);
-        uint32_t* positions = buffers_.positions.data();
-        const float* logits = heads_.class_logits + begin;
-        const size_t selected = kernels_.select_above(logits, static_cast<size_t>(count), raw_threshold, positions);
-        int64_t row_begin = 0, row_end = 0, anchor = -1;  // of the last selected logit
+    void collect_selected(int64_t begin, size_t selected, float raw_threshold) {
+        int64_t row_begin = 0, row_end = 0, anchor = -1;  // of the logit before
         for (size_t i = 0; i < selected; ++i) {
-            const int64_t position = begin + positions[i];
-            if (position >= row_end) {
+            const int64_t position = begin + buffers_.positions[i];
+            const bool is_in_new_row = position >= row_end;
+            if (is_in_new_row) {
                 anchor = position / heads_.num_classes;
                 row_begin = anchor * heads_.num_classes;
                 row_end = row_begin + heads_.num_classes;
-                // A block may end within a row, whose best class was then found already.
-                if (!attributes_.multi_label && anchor != last_anchor_) {
-                    last_anchor_ = anchor;
-                    if (num_classes_ == 1) {
-                        add_unless_background(logits[positions[i]], 1.0f, anchor, 0);
-                    } else {
-                        collect_best_of_row(anchor, 1.0f, raw_threshold);
-                    }
-                }
             }
-            if (attributes_.multi_label) {
-                add_unless_background(logits[positions[i]], 1.0f, anchor, static_cast<size_t>(position - row_begin));
+            const Row row = {heads_.class_logits + row_begin, anchor, 1.0f, raw_threshold};
+            if (attributes_.multi_label || num_classes_ == 1) {
+                add(row, static_cast<size_t>(position - row_begin));
+            } else if (is_in_new_row && anchor != last_anchor_) {  // a row may go on in the next block
+                last_anchor_ = anchor;
+                collect_best_of_row(row);
             }
         }
     }
 
-    // ---- with objectness: each anchor has its own threshold ----
+    // The threshold of all logits where there is no objectness.
+    float common_raw_threshold() const {
+        return activation_ == Activation::none ? threshold_ : logit_below(threshold_);
+    }
 
-    void collect_by_objectness() {
-        buffers_.objectness.resize(kAnchorsABlock);
-        buffers_.positions.resize(kAnchorsABlock + kSpare);
-        buffers_.factors.resize(kAnchorsABlock);
-        const float raw_threshold = objectness_threshold();
-        for (int64_t begin = 0; begin < heads_.num_anchors; begin += kAnchorsABlock) {
-            const size_t count = static_cast<size_t>(std::min<int64_t>(heads_.num_anchors - begin, kAnchorsABlock));
-            const size_t selected = select_anchors(begin, count, raw_threshold);
-            for (size_t i = 0; i < selected; ++i) {
-                collect_with_factor(begin + buffers_.positions[i], buffers_.factors[i]);
-            }
+    // ---- blocks of anchors: those worth looking at are noted, with their factors and thresholds ----
+
+    size_t note_all(int64_t begin, size_t count) {
+        const float raw_threshold = common_raw_threshold();
+        for (size_t i = 0; i < count; ++i) {
+            buffers_.anchors[i] = static_cast<uint32_t>(begin) + static_cast<uint32_t>(i);
+            buffers_.factors[i] = 1.0f;
+            buffers_.raw_thresholds[i] = raw_threshold;
         }
+        return count;
     }
 
-    // Raw objectness at or below which no class can reach the threshold: activated class scores are at most 1, if they
-    // are activated.
-    float objectness_threshold() const {
-        if (attributes_.score_activation == Activation::none) return -kInfinity;
-        if (attributes_.objectness_activation == Activation::sigmoid) return logit_below(product_threshold_);
-        return static_cast<float>(product_threshold_ * (1.0 - kSlack));
-    }
-
-    // Positions and activated objectness of the anchors worth looking at.
-    size_t select_anchors(int64_t begin, size_t count, float raw_threshold) {
+    size_t note_by_objectness(int64_t begin, size_t count) {
         const float* objectness = heads_.objectness + begin * heads_.objectness_anchor_stride;
         if (heads_.objectness_anchor_stride != 1) {
             for (size_t i = 0; i < count; ++i) {
@@ -141,67 +140,140 @@ class Collector {
             }
             objectness = buffers_.objectness.data();
         }
-        const size_t selected = kernels_.select_above(objectness, count, raw_threshold, buffers_.positions.data());
-        for (size_t i = 0; i < selected; ++i) buffers_.factors[i] = objectness[buffers_.positions[i]];
-        if (attributes_.objectness_activation == Activation::sigmoid) {
-            kernels_.apply_sigmoid(buffers_.factors.data(), selected);
+        uint32_t* positions = buffers_.positions.data();
+        const size_t noted = kernels_.select_above(objectness, count, objectness_threshold(), positions);
+        float* factors = buffers_.factors.data();
+        for (size_t i = 0; i < noted; ++i) {
+            buffers_.anchors[i] = static_cast<uint32_t>(begin) + positions[i];
+            factors[i] = objectness[positions[i]];
         }
-        return selected;
+        if (attributes_.objectness_activation == Activation::sigmoid) kernels_.apply_sigmoid(factors, noted);
+        if (activation_ != Activation::none) {
+            const float product_threshold = static_cast<float>(product_threshold_);
+            kernels_.raw_thresholds(factors, noted, product_threshold, buffers_.raw_thresholds.data());
+        }
+        return noted;
     }
 
-    void collect_with_factor(int64_t anchor, float factor) {
-        switch (attributes_.score_activation) {
-            case Activation::softmax:
-                collect_softmax_row(anchor, factor, logit_below(product_threshold_ / factor));
-                return;
-            case Activation::sigmoid:
-                if (factor > 0.0f) collect_row(anchor, factor, logit_below(product_threshold_ / factor));
-                return;
-            case Activation::none: collect_plain_row(anchor, factor); return;
-        }
+    // Objectness at or below which no class can reach the threshold: activated class scores are at most 1.
+    float objectness_threshold() const {
+        if (activation_ == Activation::none) return -kInfinity;
+        if (attributes_.objectness_activation == Activation::sigmoid) return logit_below(product_threshold_);
+        return static_cast<float>(product_threshold_ * (1.0 - kSlack));
     }
 
-    // Scores that are no probabilities may be negative, as may be the factor, and their product may overflow.
-    void collect_plain_row(int64_t anchor, float factor) {
-        const float* logits = row_of(anchor);
-        if (factor > 0.0f) {
-            const float maximum = kernels_.max_finite(logits, num_classes_);
-            if (!(maximum * factor > 0.0f)) return;
-            if (is_finite(maximum * factor)) {
-                const double raw_threshold = product_threshold_ / static_cast<double>(factor) * (1.0 - kSlack);
-                collect_row(anchor, factor, static_cast<float>(std::fmin(raw_threshold, kMaxFinite)));
-                return;
+    void collect_block(int64_t begin, size_t count, size_t noted) {
+        const bool has_columns = heads_.class_number_stride != 1 && heads_.class_anchor_stride == 1;
+        if (has_columns && activation_ == Activation::sigmoid && noted * kFewAnchors > count) {
+            noted = collect_columns(begin, count, noted);
+        }
+        collect_rows(noted);
+    }
+
+    // ---- columns: where each class has its anchors side by side, scanned class by class ----
+
+    // Adds all candidates of the block; with one label, only notes the anchors that have any. Returns the number of
+    // those that are left to be looked at.
+    size_t collect_columns(int64_t begin, size_t count, size_t noted) {
+        std::fill_n(buffers_.block_thresholds.begin(), count, kInfinity);
+        for (size_t i = 0; i < noted; ++i) {
+            const size_t position = buffers_.anchors[i] - static_cast<uint32_t>(begin);
+            buffers_.block_thresholds[position] = buffers_.raw_thresholds[i];
+            buffers_.block_factors[position] = buffers_.factors[i];
+        }
+        std::fill_n(buffers_.has_hit.begin(), count, uint8_t{0});
+        for (size_t class_index = 0; class_index < num_classes_; ++class_index) {
+            if (class_index != background_) collect_column(begin, count, class_index);
+        }
+        return attributes_.multi_label ? 0 : note_hits(begin, noted);
+    }
+
+    void collect_column(int64_t begin, size_t count, size_t class_index) {
+        const float* logits =
+            heads_.class_logits + static_cast<int64_t>(class_index) * heads_.class_number_stride + begin;
+        const size_t selected = kernels_.select_above_each(logits, buffers_.block_thresholds.data(), count,
+                                                           buffers_.positions.data());
+        for (size_t i = 0; i < selected; ++i) {
+            const uint32_t position = buffers_.positions[i];
+            if (attributes_.multi_label) {
+                add(logits[position], buffers_.block_factors[position], begin + position, class_index);
+            } else {
+                buffers_.has_hit[position] = 1;
             }
         }
-        for (size_t i = 0; i < num_classes_; ++i) {
-            buffers_.row[i] = is_finite(logits[i]) ? combined(logits[i], factor) : -kInfinity;
-        }
-        collect_scores_of_row(anchor);
     }
 
-    // ---- one row ----
+    // Leaves noted the anchors that have a hit.
+    size_t note_hits(int64_t begin, size_t noted) {
+        size_t hit = 0;
+        for (size_t i = 0; i < noted; ++i) {
+            buffers_.anchors[hit] = buffers_.anchors[i];
+            buffers_.factors[hit] = buffers_.factors[i];
+            buffers_.raw_thresholds[hit] = buffers_.raw_thresholds[i];
+            hit += buffers_.has_hit[buffers_.anchors[i] - static_cast<uint32_t>(begin)];
+        }
+        return hit;
+    }
 
-    // The candidates of a row whose scores rise with the logits.
-    void collect_row(int64_t anchor, float factor, float raw_threshold) {
+    // ---- rows ----
+
+    // Logits that do not lie side by side are brought together for a few rows at a time, class by class, so that
+    // reading and writing both stay near.
+    void collect_rows(size_t noted) {
+        const bool has_rows = heads_.class_number_stride == 1;
+        for (size_t begin = 0; begin < noted; begin += kRowsGathered) {
+            const size_t end = std::min(begin + kRowsGathered, noted);
+            if (!has_rows) gather_rows(begin, end);
+            for (size_t i = begin; i < end; ++i) {
+                const int64_t anchor = buffers_.anchors[i];
+                const float* logits = has_rows ? heads_.class_logits + anchor * heads_.class_anchor_stride
+                                               : buffers_.rows.data() + (i - begin) * num_classes_;
+                collect_row({logits, anchor, buffers_.factors[i], buffers_.raw_thresholds[i]});
+            }
+        }
+    }
+
+    void gather_rows(size_t begin, size_t end) {
+        for (size_t class_index = 0; class_index < num_classes_; ++class_index) {
+            const float* column = heads_.class_logits + static_cast<int64_t>(class_index) * heads_.class_number_stride;
+            float* gathered = buffers_.rows.data() + class_index;
+            for (size_t i = begin; i < end; ++i, gathered += num_classes_) {
+                *gathered = column[buffers_.anchors[i] * heads_.class_anchor_stride];
+            }
+        }
+    }
+
+    void collect_row(const Row& row) {
+        switch (activation_) {
+            case Activation::softmax: collect_softmax_row(row); return;
+            case Activation::sigmoid: collect_rising_row(row); return;
+            case Activation::none: break;
+        }
+        if (combination_ == Combination::none) {
+            collect_rising_row(row);
+        } else {
+            collect_plain_product_row(row);
+        }
+    }
+
+    // A row whose scores rise with the logits.
+    void collect_rising_row(const Row& row) {
         if (!attributes_.multi_label) {
-            collect_best_of_row(anchor, factor, raw_threshold);
+            collect_best_of_row(row);
             return;
         }
-        const float* logits = row_of(anchor);
         uint32_t* positions = buffers_.row_positions.data();
-        const size_t selected = kernels_.select_above(logits, num_classes_, raw_threshold, positions);
-        for (size_t i = 0; i < selected; ++i) add_unless_background(logits[positions[i]], factor, anchor, positions[i]);
+        const size_t selected = kernels_.select_above(row.logits, num_classes_, row.raw_threshold, positions);
+        for (size_t i = 0; i < selected; ++i) add(row, positions[i]);
     }
 
-    void collect_best_of_row(int64_t anchor, float factor, float raw_threshold) {
-        const float* logits = row_of(anchor);
-        const float maximum = largest_logit(logits);
-        if (!(maximum > raw_threshold)) return;
-        // Different logits may have equal scores, of which the lowest class is the best: all logits near enough to the
-        // largest are compared by score.
+    // Different logits may have equal scores, of which the lowest class is the best: all logits near enough to the
+    // largest are compared by score.
+    void collect_best_of_row(const Row& row) {
+        const float maximum = largest_logit(row.logits);
+        if (!(maximum > row.raw_threshold)) return;
         uint32_t* positions = buffers_.row_positions.data();
-        const float limit = near_tie_limit(maximum);
-        const size_t selected = kernels_.select_above(logits, num_classes_, limit, positions);
+        const size_t selected = kernels_.select_above(row.logits, num_classes_, near_tie_limit(maximum), positions);
         size_t best = num_classes_;
         float best_score = -kInfinity;
         for (size_t i = 0; i < selected; ++i) {
@@ -210,14 +282,14 @@ class Collector {
                 best = positions[i];
                 continue;
             }
-            if (best_score == -kInfinity) best_score = score(logits[best], factor);
-            const float other_score = score(logits[positions[i]], factor);
+            if (best_score == -kInfinity) best_score = score(row.logits[best], row.factor);
+            const float other_score = score(row.logits[positions[i]], row.factor);
             if (other_score > best_score) {
                 best = positions[i];
                 best_score = other_score;
             }
         }
-        if (best < num_classes_) add(logits[best], factor, anchor, best);
+        if (best < num_classes_) add(row, best);
     }
 
     // The largest finite logit of a row, the background apart.
@@ -231,26 +303,43 @@ class Collector {
     // Logits at or below this score less than `maximum` by more than float32 can fail to tell: the slope of the
     // sigmoid at 8 still makes 0.02 a relative step of 6e-6.
     float near_tie_limit(float maximum) const {
-        if (attributes_.score_activation == Activation::sigmoid) return smaller(maximum, 8.0f) - 0.02f;
+        if (activation_ == Activation::sigmoid) return smaller(maximum, 8.0f) - 0.02f;
         return maximum - absolute(maximum) * 1e-6f - std::numeric_limits<float>::min();
     }
 
-    // No class scores more than its softmax against the background alone, the sigmoid of their difference: below
-    // `margin` nothing needs to be activated.
-    void collect_softmax_row(int64_t anchor, float factor, float margin) {
-        const float* logits = row_of(anchor);
-        if (background_ < num_classes_ && largest_logit(logits) - logits[background_] <= margin) return;
-        float* scores = buffers_.row.data();
-        if (!kernels_.softmax(logits, num_classes_, scores)) return;
-        if (attributes_.score_combination != Combination::none) {
-            for (size_t i = 0; i < num_classes_; ++i) scores[i] = combined(scores[i], factor);
+    // Scores that are no probabilities may be negative, as may be the factor, and their product may overflow.
+    void collect_plain_product_row(Row row) {
+        if (row.factor > 0.0f) {
+            const float maximum = kernels_.max_finite(row.logits, num_classes_);
+            if (!(maximum * row.factor > 0.0f)) return;
+            if (is_finite(maximum * row.factor)) {
+                const double raw_threshold = product_threshold_ / static_cast<double>(row.factor) * (1.0 - kSlack);
+                row.raw_threshold = static_cast<float>(std::fmin(raw_threshold, kMaxFinite));
+                collect_rising_row(row);
+                return;
+            }
         }
-        collect_scores_of_row(anchor);
+        for (size_t i = 0; i < num_classes_; ++i) {
+            buffers_.scores[i] = is_finite(row.logits[i]) ? combined(row.logits[i], row.factor) : -kInfinity;
+        }
+        collect_scores(row.anchor);
     }
 
-    // The candidates among the finished scores in `buffers_.row`.
-    void collect_scores_of_row(int64_t anchor) {
-        const float* scores = buffers_.row.data();
+    // No class scores more than its softmax against the background alone, the sigmoid of their difference.
+    void collect_softmax_row(const Row& row) {
+        const bool has_background = background_ < num_classes_;
+        if (has_background && largest_logit(row.logits) - row.logits[background_] <= row.raw_threshold) return;
+        float* scores = buffers_.scores.data();
+        if (!kernels_.softmax(row.logits, num_classes_, scores)) return;
+        if (combination_ != Combination::none) {
+            for (size_t i = 0; i < num_classes_; ++i) scores[i] = combined(scores[i], row.factor);
+        }
+        collect_scores(row.anchor);
+    }
+
+    // The candidates among the finished scores of a row, in `buffers_.scores`.
+    void collect_scores(int64_t anchor) {
+        const float* scores = buffers_.scores.data();
         size_t best = num_classes_;
         for (size_t i = 0; i < num_classes_; ++i) {
             if (i == background_ || !(scores[i] > threshold_) || !is_finite(scores[i])) continue;
@@ -265,8 +354,12 @@ class Collector {
 
     // ---- scores ----
 
+    uint32_t pair(int64_t anchor, size_t class_index) const {
+        return static_cast<uint32_t>(static_cast<int64_t>(class_index) * heads_.num_anchors + anchor);
+    }
+
     float combined(float class_score, float factor) const {
-        switch (attributes_.score_combination) {
+        switch (combination_) {
             case Combination::none: break;
             case Combination::multiply: return class_score * factor;
             case Combination::sqrt: return square_root(class_score * factor);
@@ -275,15 +368,14 @@ class Collector {
     }
 
     float score(float logit, float factor) const {
-        return combined(attributes_.score_activation == Activation::sigmoid ? sigmoid(logit) : logit, factor);
+        return combined(activation_ == Activation::sigmoid ? sigmoid(logit) : logit, factor);
     }
 
-    void add_unless_background(float logit, float factor, int64_t anchor, size_t class_index) {
-        if (class_index != background_) add(logit, factor, anchor, class_index);
-    }
+    void add(const Row& row, size_t class_index) { add(row.logits[class_index], row.factor, row.anchor, class_index); }
 
     // Puts a pair aside, to be activated together with others.
     void add(float logit, float factor, int64_t anchor, size_t class_index) {
+        if (class_index == background_) return;
         if (num_pending_ == kPending) flush();
         pending_logits_[num_pending_] = logit;
         pending_factors_[num_pending_] = factor;
@@ -292,7 +384,7 @@ class Collector {
     }
 
     void flush() {
-        if (attributes_.score_activation == Activation::sigmoid) kernels_.apply_sigmoid(pending_logits_, num_pending_);
+        if (activation_ == Activation::sigmoid) kernels_.apply_sigmoid(pending_logits_, num_pending_);
         for (size_t i = 0; i < num_pending_; ++i) {
             const float final_score = combined(pending_logits_[i], pending_factors_[i]);
             if (final_score > threshold_ && is_finite(final_score)) {
@@ -306,6 +398,8 @@ class Collector {
 
     const ScoreHeads& heads_;
     const DecodeNmsAttributes& attributes_;
+    const Activation activation_;
+    const Combination combination_;
     const float threshold_;
     const double product_threshold_;  // of class score times objectness
     const VectorKernels& kernels_;

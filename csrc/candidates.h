@@ -24,14 +24,22 @@ struct ScoreHeads {
     int64_t num_classes;
     const float* class_logits;
     int64_t class_anchor_stride;
+    int64_t class_number_stride;
     const float* objectness;  // null where scores are not combined
     int64_t objectness_anchor_stride;
 };
 
 struct CandidateBuffers {
     std::vector<uint64_t> keys;  // the result, in no order
-    std::vector<uint32_t> positions, row_positions, pairs;
-    std::vector<float> objectness, factors, logits, row;
+    // Of the anchors of a block that are worth looking at:
+    std::vector<uint32_t> anchors;
+    std::vector<float> factors, raw_thresholds;
+    // Of all anchors of a block:
+    std::vector<float> objectness, block_factors, block_thresholds;
+    std::vector<uint8_t> has_hit;
+    // Of a few rows:
+    std::vector<float> rows, scores;
+    std::vector<uint32_t> positions, row_positions;
 };
 
 // Fills `buffers.keys` with the candidates of one image, before any top-k.

@@ -27,15 +27,22 @@ const float* item_of(const AnchorRows& rows, int64_t item) {
     return rows.data == nullptr ? nullptr : rows.data + item * rows.batch_stride;
 }
 
+AnchorRows row_view(const AnchorRows& rows, int64_t item) {
+    return {item_of(rows, item), 0, rows.anchor_stride, rows.number_stride};
+}
+
+void load_four(const AnchorRows& rows, int64_t anchor, int64_t first, float numbers[4]) {
+    const float* row = rows.data + anchor * rows.anchor_stride + first * rows.number_stride;
+    for (int i = 0; i < 4; ++i) numbers[i] = row[i * rows.number_stride];
+}
+
 // Boxes of one image.
 class BoxDecoder {
    public:
     BoxDecoder(const DecodeNmsAttributes& attributes, const DecodeNmsInputs& inputs, int64_t item)
         : attributes_(attributes),
-          regression_(item_of(inputs.box_regression, item)),
-          regression_stride_(inputs.box_regression.anchor_stride),
-          priors_(item_of(inputs.priors, item)),
-          prior_stride_(inputs.priors.anchor_stride) {
+          regression_(row_view(inputs.box_regression, item)),
+          priors_(row_view(inputs.priors, item)) {
         parameters_.coding = attributes.box_coding;
         std::copy(std::begin(attributes.box_weights), std::end(attributes.box_weights), parameters_.weights);
         parameters_.delta_clip = attributes.delta_clip;
@@ -49,9 +56,10 @@ class BoxDecoder {
 
     // False where the pair has no usable box.
     bool decode(int64_t anchor, int64_t class_index, Box& box) {
-        const float* raw = regression_ + anchor * regression_stride_;
-        if (attributes_.class_specific_boxes) raw += 4 * class_index;
-        const float* prior = priors_ == nullptr ? nullptr : priors_ + anchor * prior_stride_;
+        float raw[4], prior_numbers[4];
+        load_four(regression_, anchor, attributes_.class_specific_boxes ? 4 * class_index : 0, raw);
+        if (priors_.data != nullptr) load_four(priors_, anchor, 0, prior_numbers);
+        const float* prior = priors_.data == nullptr ? nullptr : prior_numbers;
         if (!are_finite(raw, prior)) return false;
         if (needs_stride(parameters_.coding)) choose_level(anchor);
         box = decode_box(raw, prior, parameters_);
@@ -78,10 +86,8 @@ class BoxDecoder {
     }
 
     const DecodeNmsAttributes& attributes_;
-    const float* regression_;
-    const int64_t regression_stride_;
-    const float* priors_;
-    const int64_t prior_stride_;
+    const AnchorRows regression_;
+    const AnchorRows priors_;
     CodingParameters parameters_ = {};
     float height_ = 0.0f;
     float width_ = 0.0f;
@@ -179,6 +185,7 @@ void decode_item(const DecodeNmsAttributes& attributes, const DecodeNmsInputs& i
                               inputs.num_classes,
                               item_of(inputs.class_logits, item),
                               inputs.class_logits.anchor_stride,
+                              inputs.class_logits.number_stride,
                               item_of(inputs.objectness, item),
                               inputs.objectness.anchor_stride};
     const ItemOutputs item_outputs = outputs_of(outputs, item, attributes.max_detections);

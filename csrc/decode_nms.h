@@ -49,11 +49,13 @@ bool parse(const std::string& name, Combination& combination);
 bool parse(const std::string& name, TopKScope& scope);
 bool parse(const std::string& name, Overlap& overlap);
 
-// Rows of numbers, one row an anchor, the numbers of a row side by side. Strides count floats, and may be anything.
+// A row of numbers for each anchor of each item of the batch. Strides count floats and may be anything, so that heads
+// are read where they lie: a slice of a wider head, or one that has a row for each class.
 struct AnchorRows {
     const float* data = nullptr;
     int64_t batch_stride = 0;  // 0 where all items of the batch share the rows
     int64_t anchor_stride = 0;
+    int64_t number_stride = 1;
 };
 
 struct DecodeNmsInputs {

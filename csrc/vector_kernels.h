@@ -43,6 +43,13 @@ struct VectorKernels {
     // Positions, ascending, of the finite values > threshold; returns how many. `positions` has room for count + 16.
     size_t (*select_above)(const float* values, size_t count, float threshold, uint32_t* positions);
 
+    // The same with a threshold for each value.
+    size_t (*select_above_each)(const float* values, const float* thresholds, size_t count, uint32_t* positions);
+
+    // For each factor the logit, or a little less, above which sigmoid(logit) * factor > product_threshold; infinite
+    // where no logit can be (or, negative, where every one can).
+    void (*raw_thresholds)(const float* factors, size_t count, float product_threshold, float* thresholds);
+
     // Replaces every value by its sigmoid.
     void (*apply_sigmoid)(float* values, size_t count);
 

@@ -118,7 +118,64 @@ size_t select_above(const float* values, size_t count, float threshold, uint32_t
 
 #endif
 
+#if defined(__AVX512F__)
+
+size_t select_above_each(const float* values, const float* thresholds, size_t count, uint32_t* positions) {
+    size_t selected = 0;
+    for (size_t i = 0; i < count; i += 16) {
+        const __mmask16 present = count - i >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << (count - i)) - 1u);
+        const __m512 a = _mm512_maskz_loadu_ps(present, values + i);
+        const __m512 limit = _mm512_maskz_loadu_ps(present, thresholds + i);
+        const __mmask16 above = _mm512_mask_cmp_ps_mask(present, a, limit, _CMP_GT_OQ);
+        if (above) selected = append_selected(a, above, i, positions, selected);
+    }
+    return selected;
+}
+
+#elif defined(__AVX2__)
+
+size_t select_above_each(const float* values, const float* thresholds, size_t count, uint32_t* positions) {
+    size_t selected = 0, i = 0;
+    for (; i + 8 <= count; i += 8) {
+        const __m256 a = _mm256_loadu_ps(values + i);
+        const __m256 above = _mm256_cmp_ps(a, _mm256_loadu_ps(thresholds + i), _CMP_GT_OQ);
+        if (!_mm256_testz_ps(above, above)) selected = append_selected(a, above, i, positions, selected);
+    }
+    for (; i < count; ++i) {
+        positions[selected] = static_cast<uint32_t>(i);
+        selected += (values[i] > thresholds[i]) & (values[i] <= kMaxFinite);
+    }
+    return selected;
+}
+
+#else
+
+size_t select_above_each(const float* values, const float* thresholds, size_t count, uint32_t* positions) {
+    size_t selected = 0;
+    for (size_t i = 0; i < count; ++i) {
+        positions[selected] = static_cast<uint32_t>(i);
+        selected += (values[i] > thresholds[i]) & (values[i] <= kMaxFinite);
+    }
+    return selected;
+}
+
+#endif
+
 // ---- activation ----
+
+// With p = product_threshold / factor, lowered by more than all roundings, the threshold is ln(p / (1 - p)).
+BOXWRIGHT_HD float raw_threshold(float factor, float lowered_product) {
+    const float p = lowered_product / factor;
+    const float odds = p / (1.0f - p);
+    const float threshold = logarithm_from_below(odds) - 4e-5f;
+    const float from_below = odds < 1e-37f ? -__builtin_inff() : threshold;
+    return (factor > 0.0f) & (p < 1.0f) ? from_below : __builtin_inff();
+}
+
+void raw_thresholds(const float* factors, size_t count, float product_threshold, float* thresholds) {
+    const float lowered_product = product_threshold * (1.0f - 8e-6f);
+    for (size_t i = 0; i < count; ++i) thresholds[i] = raw_threshold(factors[i], lowered_product);
+}
 
 void apply_sigmoid(float* values, size_t count) {
     for (size_t i = 0; i < count; ++i) values[i] = sigmoid(values[i]);
@@ -333,7 +390,8 @@ void blend_rows(const RowPlan& plan) { blend_pixels_of_rows(plan, 0); }
 
 }  // namespace
 
-const VectorKernels kernels = {select_above, apply_sigmoid, max_finite, softmax, is_suppressed, resize_row, blend_rows};
+const VectorKernels kernels = {select_above, select_above_each, raw_thresholds, apply_sigmoid, max_finite,
+                               softmax,      is_suppressed,     resize_row,     blend_rows};
 
 }  // namespace BOXWRIGHT_ISA
 }  // namespace boxwright

@@ -124,9 +124,7 @@ def possible_candidates(
             possible &= shorter_side >= attributes.min_size - 2 * errors
             certain &= shorter_side >= attributes.min_size + 2 * errors
     class_ids = classes - ((attributes.background_class >= 0) & (classes > attributes.background_class))
-    return Candidates(
-        *(array[possible] for array in (anchors, classes, class_ids, values, boxes, errors, certain))
-    )
+    return Candidates(*(array[possible] for array in (anchors, classes, class_ids, values, boxes, errors, certain)))
 
 
 def _scores_with_certainty(
@@ -201,9 +199,7 @@ def _check_item(
     found = _check_order(actual.scores[item, :count])
     if not found and attributes.with_nms:
         found = _check_kept(candidates, np.array(kept, dtype=np.int64), attributes, iou_threshold)
-    return found or _check_absent(
-        candidates, np.array(kept, dtype=np.int64), taken, attributes, iou_threshold
-    )
+    return found or _check_absent(candidates, np.array(kept, dtype=np.int64), taken, attributes, iou_threshold)
 
 
 def _matching_candidate(
@@ -213,15 +209,13 @@ def _matching_candidate(
     score: np.float32,
     class_id: np.int32,
 ) -> int | None:
-    near = np.flatnonzero(
-        ~taken
-        & (candidates.class_ids == class_id)
-        & (np.abs(candidates.scores - score) <= _slack(candidates.scores))
-    )
+    score_gaps = np.abs(candidates.scores - score)
+    near = np.flatnonzero(~taken & (candidates.class_ids == class_id) & (score_gaps <= _slack(candidates.scores)))
     with np.errstate(all="ignore"):
         distances = np.abs(candidates.boxes[near] - box).max(axis=1, initial=0)
-    near = near[distances <= 2 * candidates.errors[near]]
-    return int(near[0]) if len(near) else None
+    is_match = distances <= 2 * candidates.errors[near]
+    near, distances = near[is_match], distances[is_match]
+    return int(near[np.lexsort((distances, score_gaps[near]))[0]]) if len(near) else None
 
 
 def _check_order(scores: NDArray[np.float32]) -> str:
@@ -241,11 +235,18 @@ def _overlaps(
         )
     with np.errstate(all="ignore"):
         unions = np.maximum(box_areas(boxes_a)[:, None], box_areas(boxes_b)[None, :]).astype(np.float64)
-        sides_a, sides_b = (np.maximum(b[:, 2:] - b[:, :2], 0).sum(axis=1).astype(np.float64) for b in (boxes_a, boxes_b))
+        sides_a, sides_b = (
+            np.maximum(b[:, 2:] - b[:, :2], 0).sum(axis=1).astype(np.float64) for b in (boxes_a, boxes_b)
+        )
         errors = candidates.errors[rows][:, None] + candidates.errors[columns][None, :]
         slack = DECISION + 4 * errors * (sides_a[:, None] + sides_b[None, :]) / unions
         slack = np.where(unions < NEAR_OVERFLOW, slack, np.inf)
     return overlaps, np.nan_to_num(slack, nan=np.inf, posinf=np.inf)
+
+
+def _half_perimeters(boxes: NDArray[np.float32]) -> NDArray[np.float64]:
+    result: NDArray[np.float64] = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).sum(axis=1).astype(np.float64)
+    return result
 
 
 def _check_kept(

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 import hypothesis.strategies as st
 import numpy as np
+from hypothesis import HealthCheck, Phase, given, seed, settings
 from numpy.typing import NDArray
 
 from boxwright.core.decode_nms_attributes import STRIDE_CODINGS, BoxCoding, DecodeNmsAttributes
@@ -222,3 +223,23 @@ def cases(draw: st.DrawFn, max_pairs: int = 20_000) -> Case:
         prior_form=draw(st.sampled_from(["none", "shared", "batch"] if may_lack_priors else ["shared", "batch"])),
         sliced=draw(st.booleans()),
     )
+
+
+def draw_cases(count: int, max_pairs: int, seed_value: int) -> list[Case]:
+    """Cases as hypothesis tries them; the corpus was made of them."""
+    drawn: list[Case] = []
+
+    @seed(seed_value)
+    @settings(
+        max_examples=count,
+        deadline=None,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(cases(max_pairs))
+    def collect(case: Case) -> None:
+        drawn.append(case)
+
+    collect()
+    return drawn

@@ -63,7 +63,7 @@ def decode_nms(
 ) -> DecodeNmsOutput:
     """Turn the raw heads of a batch into detections.
 
-    Float32 inputs whose last axis is dense are read where they lie (slices of a wider head among them); others are
+    Float32 inputs are read where they lie, in whatever order (slices of a wider head, transposed views); others are
     copied. See `boxwright.core.decode.decode_nms` for the meaning and the other arguments.
 
     Args:
@@ -98,10 +98,10 @@ def decode_nms(
         priors = priors[None]  # (1, N, 4)
     _native.decode_nms(
         _native_attributes(attributes),
-        _with_dense_rows(box_regression),
-        _with_dense_rows(class_logits),
+        _as_float32(box_regression),
+        _as_float32(class_logits),
         None if objectness is None else _as_float32(objectness),
-        None if priors is None else _with_dense_rows(priors),
+        None if priors is None else _as_float32(priors),
         None if image_size_hw is None else np.ascontiguousarray(image_size_hw, dtype=np.float32),
         score_threshold,
         iou_threshold,
@@ -179,9 +179,3 @@ def _as_float32(array: FloatArray) -> FloatArray:
     if array.dtype == np.float32 and array.flags.aligned and all(stride % 4 == 0 for stride in array.strides):
         return array
     return np.ascontiguousarray(array, dtype=np.float32)
-
-
-def _with_dense_rows(array: FloatArray) -> FloatArray:
-    """The same array where the numbers of its last axis lie side by side, else a copy."""
-    array = _as_float32(array)
-    return array if array.strides[-1] == 4 or array.shape[-1] <= 1 else np.ascontiguousarray(array)
