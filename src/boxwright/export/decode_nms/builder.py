@@ -1,0 +1,79 @@
+"""What all steps of DecodeNMS in ONNX share."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from boxwright.core.decode_nms_attributes import DecodeNmsAttributes
+from boxwright.export.graph_builder import GraphBuilder
+
+# Integers up to this are exact in float32.
+EXACT_IN_FLOAT = 2**24
+
+
+class DecodeNmsBuilder(GraphBuilder):
+    """A builder that knows the attributes of the operator.
+
+    Attributes:
+        attributes: of the operator.
+        key_type: of integers that are sorted. TensorRT 8.5 sorts floats alone, but int64 is exact for any size.
+    """
+
+    def __init__(self, attributes: DecodeNmsAttributes, *, key_type: ir.DataType, prefix: str = "decode_nms") -> None:
+        super().__init__(prefix)
+        self.attributes = attributes
+        self.key_type = key_type
+
+    def dimension(self, values: ir.Value, axis: int) -> ir.Value:
+        """Size along a non-negative axis, a one-element int64 vector."""
+        return self.op("Shape", values, start=axis, end=axis + 1)
+
+    def scalar(self, vector: ir.Value) -> ir.Value:
+        """The number in a one-element vector."""
+        return self.op("Squeeze", vector, [0])
+
+    def to_float(self, values: ir.Value) -> ir.Value:
+        return self.op("Cast", values, to=ir.DataType.FLOAT)
+
+    def as_key(self, values: ir.Value) -> ir.Value:
+        """Integers in the type in which they are sorted."""
+        return self.op("Cast", values, to=self.key_type)
+
+    def class_indices(self, num_classes: ir.Value) -> ir.Value:
+        """0, 1, ... C - 1 as floats (C,), of C as a one-element vector."""
+        return self.to_float(self.op("Range", 0, self.scalar(num_classes), 1))
+
+    def columns(self, values: ir.Value, start: int, stop: int, *, axis: int = 2) -> ir.Value:
+        """`values[..., start:stop]` along the axis."""
+        return self.op("Slice", values, [start], [stop], [axis])
+
+    def gather_columns(self, values: ir.Value, indices: ir.Value) -> ir.Value:
+        """`values[b, indices[b, m]]`, (B, M) of (B, N)."""
+        return self.op("GatherElements", values, indices, axis=1)
+
+    def gather_rows(self, values: ir.Value, indices: ir.Value) -> ir.Value:
+        """`values[b, indices[b, m], :]`, (B, M, D) of (B, N, D)."""
+        return self.op("GatherND", values, self.op("Unsqueeze", indices, [2]), batch_dims=1)
+
+    def order_of_ranks(self, sorted_scores: ir.Value, tie_breakers: ir.Value) -> ir.Value:
+        """The order (B, M) in which equal scores stand in ascending order of their tie breakers.
+
+        ONNX says that TopK settles ties by index, but not every engine does. So sorting is done by keys that are never
+        equal: the number of the group of equal scores first, the rank of the tie breaker second.
+
+        Args:
+            sorted_scores: (B, M) descending, ties in any order.
+            tie_breakers: (B, M) of the key type, all different.
+        """
+        count = self.dimension(sorted_scores, 1)
+        before = self.op(
+            "Concat", self.columns(sorted_scores, 0, 1, axis=1), self.columns(sorted_scores, 0, -1, axis=1), axis=1
+        )
+        starts_group = self.to_float(self.op("Less", sorted_scores, before))
+        group = self.op("CumSum", starts_group, 1)  # (B, M)
+        _, by_tie_breaker = self.top_k(tie_breakers, count, largest=False)
+        rank = self.as_key(self.op("Range", 0, self.scalar(count), 1))  # (M,)
+        group = self.as_key(self.gather_columns(group, by_tie_breaker))
+        keys = self.op("Add", self.op("Mul", group, self.as_key(count)), rank)
+        _, by_key = self.top_k(keys, count, largest=False)
+        return self.gather_columns(by_tie_breaker, by_key)

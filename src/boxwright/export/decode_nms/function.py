@@ -1,0 +1,124 @@
+"""`boxwright::DecodeNMS` as an ONNX local function, one for every set of attributes."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+
+import onnx_ir as ir
+
+from boxwright.core.decode_nms_attributes import DecodeNmsAttributes
+from boxwright.core.errors import InputError
+from boxwright.export.decode_nms.boxes import decode_candidates
+from boxwright.export.decode_nms.builder import EXACT_IN_FLOAT, DecodeNmsBuilder
+from boxwright.export.decode_nms.output import Outputs, collect
+from boxwright.export.decode_nms.selection import in_rank_order, select_candidates
+from boxwright.export.decode_nms.suppression import keep_mask, rank_keys
+
+DOMAIN = "boxwright"
+OP_TYPE = "DecodeNMS"
+OUTPUT_NAMES = ("num_detections", "boxes", "scores", "class_ids")
+# Overloads of functions, which tell the sets of attributes apart, came with this version of ONNX's format.
+FUNCTION_IR_VERSION = 10
+BODY_OPSET = 17
+
+
+def input_names(attributes: DecodeNmsAttributes, *, has_priors: bool) -> tuple[str, ...]:
+    """The inputs of a DecodeNMS node, in order; an input that the attributes do not call for is left out."""
+    names = ["box_regression", "class_logits", "score_threshold", "iou_threshold"]
+    if attributes.score_combination != "none":
+        names.append("objectness")
+    if attributes.clip_to_image:
+        names.append("image_size_hw")
+    if has_priors:
+        names.append("priors")
+    return tuple(names)
+
+
+def decode_nms_function(
+    attributes: DecodeNmsAttributes, *, has_priors: bool, num_pairs: int | None = None
+) -> ir.Function:
+    """The local function that does what DecodeNMS does with these attributes, in operators of opset 17.
+
+    It takes any batch size and, unless `num_pairs` is given, any number of anchors and classes.
+
+    Args:
+        attributes: of the operator.
+        has_priors: whether there is an input `priors`.
+        num_pairs: anchors times classes, where they are known: TensorRT 8.5 needs to sort in float32, which a number
+            of pairs that float32 cannot count does not allow.
+
+    Raises:
+        InputError: where the coding needs priors and there are none.
+    """
+    if not has_priors and attributes.box_coding not in ("xyxy", "cxcywh"):
+        raise InputError(
+            "DecodeNMS input priors",
+            expected=f"priors (N, 4) for coding {attributes.box_coding!r}",
+            got="none",
+            fix="pass the priors",
+        )
+    names = input_names(attributes, has_priors=has_priors)
+    inputs = {name: ir.Value(name=name) for name in names}
+    greatest_key = math.inf if num_pairs is None else max(num_pairs, _most_sorted(attributes, num_pairs) ** 2)
+    sorts_in_float = greatest_key <= EXACT_IN_FLOAT
+    key_type = ir.DataType.FLOAT if sorts_in_float else ir.DataType.INT64
+    builder = DecodeNmsBuilder(attributes, key_type=key_type)
+    outputs = _body(builder, inputs)
+    for name, output in zip(OUTPUT_NAMES, outputs, strict=True):
+        output.name = name
+    graph = ir.Graph(list(inputs.values()), list(outputs), nodes=builder.nodes, opset_imports={"": BODY_OPSET})
+    declared = [ir.Attr(name, ir.AttributeType.UNDEFINED, None) for name in node_attributes(attributes)]
+    return ir.Function(
+        DOMAIN, OP_TYPE, overload_name(attributes, has_priors=has_priors), graph=graph, attributes=declared
+    )
+
+
+def node_attributes(attributes: DecodeNmsAttributes) -> dict[str, int | float | str | list[int] | list[float]]:
+    """The attributes as an ONNX node carries them: booleans as 0 and 1, tuples as lists, empty ones left out."""
+    result: dict[str, int | float | str | list[int] | list[float]] = {}
+    for field in dataclasses.fields(attributes):
+        value = getattr(attributes, field.name)
+        if isinstance(value, tuple):
+            if value:
+                result[field.name] = list(value)
+        else:
+            result[field.name] = int(value) if isinstance(value, bool) else value
+    return result
+
+
+def overload_name(attributes: DecodeNmsAttributes, *, has_priors: bool) -> str:
+    """A name for this set of attributes, the same in every export."""
+    text = json.dumps([node_attributes(attributes), has_priors], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _most_sorted(attributes: DecodeNmsAttributes, num_pairs: int) -> int:
+    """The most candidates that are sorted at once."""
+    groups = 1
+    if attributes.top_k_scope == "level":
+        groups = len(attributes.level_sizes)
+    elif attributes.top_k_scope == "class" and (attributes.class_agnostic or attributes.overlap == "diou"):
+        groups = num_pairs
+    kept = min(num_pairs, groups * (attributes.pre_nms_top_k or num_pairs))
+    return max(kept, attributes.max_detections)
+
+
+def _body(builder: DecodeNmsBuilder, inputs: dict[str, ir.Value]) -> Outputs:
+    attributes, class_logits = builder.attributes, inputs["class_logits"]
+    candidates = select_candidates(builder, class_logits, inputs.get("objectness"))
+    by_class = attributes.top_k_scope == "class"
+    if by_class and attributes.with_nms and (attributes.class_agnostic or attributes.overlap == "diou"):
+        candidates, by_class = in_rank_order(builder, candidates), False
+    boxes, usable = decode_candidates(
+        builder, candidates, inputs["box_regression"], inputs.get("priors"), inputs.get("image_size_hw")
+    )
+    valid = builder.op("And", builder.op("Greater", candidates.scores, inputs["score_threshold"]), usable)
+    if attributes.with_nms:
+        num_classes = builder.dimension(class_logits, 2)
+        valid = keep_mask(builder, candidates, boxes, valid, num_classes, inputs["iou_threshold"])
+    # Candidates in rank order need no more than their places for keys; those that come class by class their scores.
+    keys = builder.op("Where", valid, candidates.scores, -1.0) if by_class else rank_keys(builder, valid)
+    return collect(builder, candidates, boxes, keys, keys_tie=by_class)
