@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agreement import find_disagreement
-from decode_nms_cases import Case
 
+from agreement import find_disagreement
 from boxwright.core.decode import DecodeNmsOutput, decode_nms
 from boxwright.core.decode_nms_attributes import DecodeNmsAttributes
+from decode_nms_cases import Case
 
 CASE = Case(
     seed=4,

@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from agreement import assert_agrees
-from decode_nms_cases import Case, cases
 from hypothesis import HealthCheck, given, settings
-from tolerances import DECISION
 
+from agreement import assert_agrees
 from boxwright.core import kernels
 from boxwright.core.decode import DecodeNmsOutput
 from boxwright.core.decode import decode_nms as reference
 from boxwright.core.decode_nms_attributes import DecodeNmsAttributes
 from boxwright.core.errors import InputError
+from decode_nms_cases import Case, cases
+from tolerances import DECISION
 
 INSTRUCTION_SETS = kernels.instruction_sets()
 pytestmark = pytest.mark.skipif(not INSTRUCTION_SETS, reason="the compiled kernels are not built")

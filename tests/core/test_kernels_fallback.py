@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from agreement import assert_agrees
-from decode_nms_cases import Case
 
+from agreement import assert_agrees
 from boxwright.core import kernels
 from boxwright.core.decode_nms_attributes import DecodeNmsAttributes
 from boxwright.core.preprocess import Preprocess
+from decode_nms_cases import Case
 
 TESTS = Path(__file__).resolve().parents[1]
 USE_BOTH = """

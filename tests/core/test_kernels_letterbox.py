@@ -11,11 +11,11 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
-from tolerances import BOX_COORDINATES, GREY_LEVELS
 
 from boxwright.core import kernels
 from boxwright.core import letterbox as reference_module
 from boxwright.core.preprocess import ImageTransform, Preprocess
+from tolerances import BOX_COORDINATES, GREY_LEVELS
 
 INSTRUCTION_SETS = kernels.instruction_sets()
 pytestmark = pytest.mark.skipif(not INSTRUCTION_SETS, reason="the compiled kernels are not built")

@@ -113,7 +113,7 @@ def decode_nms(
 
 
 def letterbox(
-    image: NDArray[np.generic],
+    image: NDArray[np.uint8] | NDArray[np.float32],
     *,
     resized_hw: tuple[int, int],
     offset_tl: tuple[int, int],
