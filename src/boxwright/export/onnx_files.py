@@ -13,6 +13,7 @@ from boxwright.core.errors import ManifestError, ModelFileError
 from boxwright.core.files import atomic_file
 from boxwright.core.manifest import METADATA_KEY, Manifest
 
+INPUT_NAME = "images"
 # Protobuf holds at most 2 GiB; larger tensors go into a file beside the model.
 _MOST_BYTES_INSIDE = 2**31 - 2**20
 

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from boxwright.core.decode_spec import RAW_HEAD_NAMES
 from boxwright.core.errors import UnsupportedError
-
-INPUT_NAME = "images"
+from boxwright.export.onnx_files import INPUT_NAME
 
 
 class _HeadsInOrder(nn.Module):
@@ -93,12 +92,14 @@ def _check_opset(model: onnx.ModelProto, opset: int) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep torch's exporter from telling the user about its own versions and deprecations."""
-    exporter_log = logging.getLogger("torch.onnx")
-    level = exporter_log.level
-    exporter_log.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        exporter_log.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from boxwright.core.errors import MissingDependencyError, ModelFileError, UnsupportedError
 from boxwright.core.manifest import METADATA_KEY
-from boxwright.runtimes.backend import TensorSpec, check_inputs, run_failure
+from boxwright.runtimes.backend import TensorSpec, check_inputs, closed_error, run_failure
 from boxwright.runtimes.model_file import inspect_onnx, locate_model_file, onnx_without_initializers
 
 if TYPE_CHECKING:
@@ -137,9 +137,11 @@ class OpenVinoBackend:
         """An idle request whose inputs lie in the memory of the caller's arrays."""
         import openvino
 
-        assert self._compiled is not None, "the backend is closed"
+        if self._compiled is None:
+            raise closed_error("OpenVINO")
         check_inputs(self.inputs, inputs)
-        arrays = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        # Unlike ascontiguousarray this leaves a scalar a scalar.
+        arrays = {name: np.asarray(array, order="C") for name, array in inputs.items()}
         request = self._idle.pop() if self._idle else self._compiled.create_infer_request()
         for name, array in arrays.items():
             request.set_tensor(name, openvino.Tensor(array, shared_memory=True))
@@ -165,9 +167,10 @@ def _shared_core() -> openvino.Core:
 
 
 def _core(path: str) -> openvino.Core:
-    if available() is not None:
-        raise MissingDependencyError("openvino", extra="openvino", needed_for=path)
-    return _shared_core()
+    try:
+        return _shared_core()
+    except ImportError as error:
+        raise MissingDependencyError("openvino", extra="openvino", needed_for=path) from error
 
 
 def _engine_device(core: openvino.Core, path: str, device: str) -> str:

@@ -51,10 +51,8 @@ def decode_candidates(
 def _gather_raw(builder: DecodeNmsBuilder, candidates: Candidates, box_regression: ir.Value) -> ir.Value:
     if not builder.attributes.class_specific_boxes:
         return builder.gather_rows(box_regression, candidates.anchors)
-    sizes = builder.op("Shape", box_regression, start=0, end=2)
     num_classes = builder.op("Div", builder.dimension(box_regression, 2), [4])
-    shape = builder.op("Concat", sizes, num_classes, [4], axis=0)
-    per_class = builder.op("Reshape", box_regression, shape)  # (B, N, C, 4)
+    per_class = builder.reshape(box_regression, builder.dimensions(box_regression, 0, 2), num_classes, [4])
     classes = builder.op("Cast", candidates.classes, to=ir.DataType.INT64)
     columns = [builder.op("Unsqueeze", part, [2]) for part in (candidates.anchors, classes)]
     return builder.op("GatherND", per_class, builder.op("Concat", *columns, axis=2), batch_dims=1)
@@ -64,8 +62,7 @@ def _gather_priors(
     builder: DecodeNmsBuilder, candidates: Candidates, priors: ir.Value, box_regression: ir.Value
 ) -> ir.Value:
     """Priors of the candidates (B, M, 4), of (N, 4) or (B, N, 4)."""
-    batch_and_anchors = builder.op("Shape", box_regression, start=0, end=2)
-    shape = builder.op("Concat", batch_and_anchors, [4], axis=0)
+    shape = builder.op("Concat", builder.dimensions(box_regression, 0, 2), [4], axis=0)
     return builder.gather_rows(builder.op("Expand", priors, shape), candidates.anchors)
 
 

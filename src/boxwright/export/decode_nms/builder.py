@@ -23,10 +23,28 @@ class DecodeNmsBuilder(GraphBuilder):
         super().__init__(prefix)
         self.attributes = attributes
         self.key_type = key_type
+        self._shapes: dict[ir.Value, ir.Value] = {}
 
     def dimension(self, values: ir.Value, axis: int) -> ir.Value:
         """Size along a non-negative axis, a one-element int64 vector."""
-        return self.op("Shape", values, start=axis, end=axis + 1)
+        return self.dimensions(values, axis, axis + 1)
+
+    def dimensions(self, values: ir.Value, start: int, stop: int) -> ir.Value:
+        """Sizes along the axes from start until stop, an int64 vector.
+
+        Shape could cut these out by itself (opset 15), but TensorRT 8.5 ignores it when it should.
+        """
+        return self.op("Slice", self.shape(values), [start], [stop], [0])
+
+    def shape(self, values: ir.Value) -> ir.Value:
+        """All sizes, an int64 vector."""
+        if values not in self._shapes:
+            self._shapes[values] = self.op("Shape", values)
+        return self._shapes[values]
+
+    def reshape(self, values: ir.Value, *sizes: ir.Value | list[int]) -> ir.Value:
+        """Another shape of the same numbers, 0 meaning 0."""
+        return self.op("Reshape", values, self.op("Concat", *sizes, axis=0), allowzero=1)
 
     def scalar(self, vector: ir.Value) -> ir.Value:
         """The number in a one-element vector."""

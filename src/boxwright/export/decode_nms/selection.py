@@ -129,12 +129,10 @@ def _best_of_each_class(builder: DecodeNmsBuilder, values: ir.Value, objectness:
     by_class = builder.op("Transpose", scores, perm=[0, 2, 1])  # (B, C, N)
     num_kept = _at_most(builder, builder.dimension(values, 1), builder.attributes.pre_nms_top_k)
     top_scores, anchors = builder.top_k(by_class, num_kept)  # (B, C, K)
-    classes = builder.op("Expand", builder.op("Unsqueeze", class_indices, [1]), builder.op("Shape", anchors))
-    num_rows = builder.op("Mul", builder.dimension(anchors, 0), builder.dimension(anchors, 1))
-    rows = builder.op("Concat", num_rows, num_kept, axis=0)
-    row_scores, row_anchors = (builder.op("Reshape", part, rows) for part in (top_scores, anchors))  # (B * C, K)
+    classes = builder.op("Expand", builder.op("Unsqueeze", class_indices, [1]), builder.shape(anchors))
+    row_scores, row_anchors = (builder.op("Flatten", part, axis=2) for part in (top_scores, anchors))  # (B * C, K)
     order = builder.order_of_ranks(row_scores, builder.as_key(row_anchors))
-    anchors = builder.op("Reshape", builder.gather_columns(row_anchors, order), builder.op("Shape", anchors))
+    anchors = builder.reshape(builder.gather_columns(row_anchors, order), builder.shape(anchors))
     return Candidates(*(builder.op("Flatten", part, axis=1) for part in (anchors, classes, top_scores)))
 
 

@@ -24,7 +24,7 @@ def rank_keys(builder: DecodeNmsBuilder, valid: ir.Value) -> ir.Value:
 
     The keys are exact in float32 up to 2^24 candidates.
     """
-    count = builder.scalar(builder.op("Shape", valid, start=-1))
+    count = builder.scalar(builder.op("Gather", builder.shape(valid), [-1], axis=0))
     descending = builder.op("Range", count, 0, -1)  # (M,)
     return builder.op("Where", valid, builder.to_float(descending), -1.0)
 
@@ -50,13 +50,13 @@ def keep_mask(
         return _mask_of_selected(builder, _nms(builder, boxes, keys, iou_threshold), valid)
     if builder.attributes.top_k_scope == "class":
         # Candidates come class by class: each class is a batch item of its own.
-        num_kept = builder.op("Div", builder.op("Shape", valid, start=1), num_classes)
+        num_kept = builder.op("Div", builder.dimension(valid, 1), num_classes)
         num_rows = builder.op("Mul", builder.dimension(valid, 0), num_classes)
-        by_class = builder.op("Reshape", valid, builder.op("Concat", num_rows, [1], num_kept, axis=0))  # (B * C, 1, K)
-        class_boxes = builder.op("Reshape", boxes, builder.op("Concat", num_rows, num_kept, [4], axis=0))
+        by_class = builder.reshape(valid, num_rows, [1], num_kept)  # (B * C, 1, K)
+        class_boxes = builder.reshape(boxes, num_rows, num_kept, [4])  # (B * C, K, 4)
         selected = _nms(builder, class_boxes, rank_keys(builder, by_class), iou_threshold)
         mask = _mask_of_selected(builder, selected, builder.op("Squeeze", by_class, [1]))
-        return builder.op("Reshape", mask, builder.op("Shape", valid))
+        return builder.reshape(mask, builder.shape(valid))
     column = builder.op("Unsqueeze", builder.class_indices(num_classes), [1])  # (C, 1)
     of_class = builder.op("Equal", builder.op("Unsqueeze", candidates.classes, [1]), column)  # (B, C, M)
     keys = builder.op("Where", of_class, builder.op("Unsqueeze", rank_keys(builder, valid), [1]), -1.0)
@@ -91,9 +91,9 @@ def _nms(builder: DecodeNmsBuilder, boxes: ir.Value, keys: ir.Value, iou_thresho
 
 def _mask_of_selected(builder: DecodeNmsBuilder, selected: ir.Value, like: ir.Value) -> ir.Value:
     """Bool of the shape of `like` (B, M), true at the batch item and box of each row of `selected` (S, 3)."""
-    zeros = builder.op("ConstantOfShape", builder.op("Shape", like), value=ir.tensor(np.zeros(1, np.float32)))
+    zeros = builder.op("ConstantOfShape", builder.shape(like), value=ir.tensor(np.zeros(1, np.float32)))
     places = builder.op("Gather", selected, [0, 2], axis=1)  # (S, 2)
-    num_selected = builder.op("Shape", selected, start=0, end=1)
+    num_selected = builder.dimension(selected, 0)
     ones = builder.op("ConstantOfShape", num_selected, value=ir.tensor(np.ones(1, np.float32)))
     return builder.op("Greater", builder.op("ScatterND", zeros, places, ones), 0.5)
 
@@ -107,7 +107,7 @@ def _keep_by_diou(
     """
     steps = builder.op("Min", builder.scalar(builder.dimension(valid, 1)), builder.attributes.max_detections)
     alive_keys = rank_keys(builder, valid)
-    zeros = builder.op("ConstantOfShape", builder.op("Shape", valid), value=ir.tensor(np.zeros(1, np.float32)))
+    zeros = builder.op("ConstantOfShape", builder.shape(valid), value=ir.tensor(np.zeros(1, np.float32)))
     step = _diou_step(builder.attributes, candidates.classes, boxes_xyxy, iou_threshold)
     _, kept = builder.ops("Loop", (steps, builder.constant(np.array(True)), alive_keys, zeros), 2, {"body": step})
     return builder.op("Greater", kept, 0.5)

@@ -1,0 +1,134 @@
+"""`boxwright export`: from a checkpoint or a foreign ONNX file to a verified ONNX or OpenVINO model."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from boxwright.cli._options import (
+    AgnosticNmsOption,
+    BatchOption,
+    DataIfAnyOption,
+    DynamicOption,
+    ImageSizeOption,
+    JsonOption,
+    LabelsOption,
+    NmsOption,
+    OpsetOption,
+    PrecisionOption,
+    PreprocessOption,
+    SplitOption,
+    VariantOption,
+    parse_image_size,
+)
+from boxwright.cli._output import print_json, stderr_console, stdout_console
+from boxwright.core.errors import AnswerIsNoError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from boxwright.export import ExportResult
+
+
+def export(
+    source: Annotated[Path, typer.Argument(help="Checkpoint (.pth, .pt, .weights) or ONNX file.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="File or folder to write; beside the source if not given.")
+    ] = None,
+    format: Annotated[Literal["onnx", "openvino"], typer.Option("--format", help="What to write.")] = "onnx",
+    variant: VariantOption = None,
+    head: Annotated[
+        str | None, typer.Option("--head", help="Head of a foreign ONNX file: yolox, yolov5, yolov8, ssd or detr.")
+    ] = None,
+    labels: LabelsOption = None,
+    preprocess: PreprocessOption = None,
+    imgsz: ImageSizeOption = None,
+    batch: BatchOption = 1,
+    dynamic: DynamicOption = False,
+    nms: NmsOption = "graph",
+    conf: Annotated[
+        float | None, typer.Option("--conf", min=0.0, max=1.0, help="Score threshold built in; 0.001 if not given.")
+    ] = None,
+    iou: Annotated[
+        float | None, typer.Option("--iou", min=0.0, max=1.0, help="IoU threshold built in; 0.7 if not given.")
+    ] = None,
+    max_det: Annotated[int | None, typer.Option("--max-det", min=1, help="Detections kept of an image.")] = None,
+    agnostic_nms: AgnosticNmsOption = False,
+    precision: PrecisionOption = "fp32",
+    opset: OpsetOption = 17,
+    data: DataIfAnyOption = None,
+    split: SplitOption = "val",
+    as_json: JsonOption = False,
+) -> None:
+    """Export a detector and prove that it still detects the same."""
+    try:
+        from boxwright.export import ExportOptions
+        from boxwright.export import export as run_export
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(error.name or "onnx", extra="export", needed_for="boxwright export") from error
+    console = stderr_console()
+    options = ExportOptions(
+        format=format,
+        size_hw=None if imgsz is None else parse_image_size(imgsz),
+        batch=batch,
+        dynamic=dynamic,
+        nms=nms,
+        conf=conf,
+        iou=iou,
+        max_det=max_det,
+        agnostic_nms=agnostic_nms,
+        precision=precision,
+        opset=opset,
+    )
+    with console.status("starting") as status:
+        result = run_export(
+            source,
+            out,
+            model=variant,
+            head=head,
+            labels=labels,
+            preprocess=preprocess,
+            data=data,
+            split=split,
+            options=options,
+            on_progress=lambda text: status.update(f"{text} ..."),
+        )
+    if as_json:
+        print_json(_document(result))
+    else:
+        _print(result)
+    if result.problems:
+        raise AnswerIsNoError(f"{len(result.problems)} images could not be compared on: {result.problems[0]}")
+
+
+def _document(result: ExportResult) -> dict[str, object]:
+    manifest = result.manifest
+    return {
+        "path": result.path,
+        "family": manifest.family,
+        "variant": manifest.variant,
+        "stage": manifest.stage,
+        "precision": manifest.precision,
+        "imgsz": manifest.preprocess.size_hw,
+        "num_classes": len(manifest.class_names),
+        "size_mb": _size_mb(result.path),
+        "verification": asdict(result.verification),
+        "unreadable": list(result.problems),
+    }
+
+
+def _print(result: ExportResult) -> None:
+    from boxwright.export.verify import describe
+
+    console = stdout_console()
+    console.print(
+        f"[bold]{result.path}[/bold]  {_size_mb(result.path):.1f} MB, {result.manifest.variant}", highlight=False
+    )
+    mark = "[green]agrees[/green]" if result.verification.proven else "[yellow]not proven[/yellow]"
+    console.print(f"{mark}: {describe(result.verification)}", highlight=False)
+
+
+def _size_mb(path: Path) -> float:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    return sum(file.stat().st_size for file in files) / 1e6
