@@ -146,6 +146,8 @@ def test_closing_twice(backend: Backend) -> None:
     backend.run({"images": _images(0)})
     backend.close()
     backend.close()
+    with pytest.raises(InputError, match="closed"):
+        backend.run({"images": _images(0)})
 
 
 def test_detector_on_top(backend: Backend) -> None:
@@ -198,3 +200,14 @@ def test_damaged_files(tmp_path: Path, name: str) -> None:
         with pytest.raises(ModelFileError) as caught:
             open_backend(path, backend=name)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("device", ["cuda", "quantum"])
+def test_torch_says_which_devices_it_lacks(device: str) -> None:
+    torch = pytest.importorskip("torch")
+    if device == "cuda" and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    from boxwright.runtimes.torch import TorchBackend
+
+    with pytest.raises(UnsupportedError, match=repr(device)):
+        TorchBackend.from_module(torch.nn.Conv2d(3, 3, 1), colour_cells_manifest(), device=device)

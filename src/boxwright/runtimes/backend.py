@@ -207,6 +207,11 @@ def check_inputs(specs: Mapping[str, TensorSpec], inputs: Mapping[str, NDArray[A
     )
 
 
+def closed_error(engine: str) -> InputError:
+    """The error for running a backend that was closed."""
+    return InputError(f"model in {engine}", expected="an open one", got="one that was closed", fix="open it again")
+
+
 def run_failure(engine: str, reason: str) -> ModelFileError:
     """The error for a model that fails on inputs that fit it."""
     return ModelFileError(

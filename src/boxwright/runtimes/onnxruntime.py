@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from boxwright.core.errors import MissingDependencyError, ModelFileError, UnsupportedError
 from boxwright.core.manifest import METADATA_KEY
-from boxwright.runtimes.backend import TensorSpec, check_inputs, run_failure
+from boxwright.runtimes.backend import TensorSpec, check_inputs, closed_error, run_failure
 from boxwright.runtimes.model_file import inspect_onnx
 from boxwright.runtimes.synchronous import SynchronousBackend
 
@@ -87,7 +87,8 @@ class OnnxRuntimeBackend(SynchronousBackend):
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the model once; see `Backend.run`."""
-        assert self._session is not None, "the backend is closed"
+        if self._session is None:
+            raise closed_error("ONNX Runtime")
         check_inputs(self.inputs, inputs)
         try:
             arrays = self._session.run(self._output_names, inputs)

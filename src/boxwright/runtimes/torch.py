@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from boxwright.core.errors import UnsupportedError
 from boxwright.core.manifest import Manifest
-from boxwright.runtimes.backend import TensorSpec, check_inputs
+from boxwright.runtimes.backend import TensorSpec, check_inputs, closed_error
 from boxwright.runtimes.synchronous import SynchronousBackend
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class TorchBackend(SynchronousBackend):
         super().__init__()
         self.device = device
         self.manifest_json: str | None = manifest.to_json()
-        self._module: torch.nn.Module | None = module.to(device).eval()
+        self._module: torch.nn.Module | None = _moved(module, device).eval()
         height, width = manifest.preprocess.size_hw or (None, None)
         images = TensorSpec(shape=(None, 3, height, width), dtype=np.dtype(np.float32))
         self.inputs = {"images": images}
@@ -56,6 +56,9 @@ class TorchBackend(SynchronousBackend):
             module: returns the raw heads, by name, of images (B, 3, H, W).
             manifest: of the module, at stage `raw`.
             device: as PyTorch names it.
+
+        Raises:
+            UnsupportedError: where PyTorch has no such device here.
         """
         return cls(module, manifest, device=device)
 
@@ -84,7 +87,8 @@ class TorchBackend(SynchronousBackend):
         """Run the module once; see `Backend.run`."""
         import torch
 
-        assert self._module is not None, "the backend is closed"
+        if self._module is None:
+            raise closed_error("PyTorch")
         check_inputs(self.inputs, inputs)
         with torch.inference_mode():
             tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])).to(self.device) for name in self.inputs]
@@ -98,6 +102,15 @@ class TorchBackend(SynchronousBackend):
 
 
 BACKEND = TorchBackend
+
+
+def _moved(module: torch.nn.Module, device: str) -> torch.nn.Module:
+    try:
+        return module.to(device)
+    except (RuntimeError, AssertionError, ValueError) as error:  # PyTorch raises any of them
+        raise UnsupportedError(
+            "device", expected="a device that PyTorch has here", got=repr(device), fix="pass cpu"
+        ) from error
 
 
 def _head_specs(manifest: Manifest) -> dict[str, TensorSpec]:
