@@ -167,6 +167,15 @@ def score(predictions: Predictions, dataset: Dataset) -> AccuracyResult:
         DatasetError: where no image could be read.
         MissingDependencyError: where the extra `bench` is not installed.
     """
+    return score_with_curves(predictions, dataset)[0]
+
+
+def score_with_curves(predictions: Predictions, dataset: Dataset) -> tuple[AccuracyResult, NDArray[np.float64]]:
+    """As `score`, and beside it the precision of each class at IoU 0.5 at recall 0, 0.01 ... 1.
+
+    Returns:
+        The result, and (C, 101) precisions, NaN for classes without a box.
+    """
     if not predictions.samples:
         first = predictions.unreadable[0] if predictions.unreadable else None
         raise DatasetError(
@@ -179,7 +188,7 @@ def score(predictions: Predictions, dataset: Dataset) -> AccuracyResult:
     coco = compute_coco_metrics(predictions.samples, predictions.detections, num_classes=num_classes)
     voc = compute_voc_metrics(predictions.samples, predictions.detections, num_classes=num_classes)
     boxes_per_class = _count_boxes(predictions.samples, num_classes)
-    return AccuracyResult(
+    result = AccuracyResult(
         map=coco.map,
         map50=coco.map50,
         map75=coco.map75,
@@ -201,6 +210,7 @@ def score(predictions: Predictions, dataset: Dataset) -> AccuracyResult:
         unreadable=predictions.unreadable,
         ignored_classes=predictions.ignored_classes,
     )
+    return result, coco.class_precisions
 
 
 def check_usable(dataset: Dataset) -> None:

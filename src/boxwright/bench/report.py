@@ -12,7 +12,7 @@ from boxwright.core.files import check_writable, write_text
 if TYPE_CHECKING:
     from boxwright.bench.run import BenchRun
 
-RESULTS_FILE, MARKDOWN_FILE, PLOT_FILE = "results.json", "report.md", "pareto.png"
+RESULTS_FILE, MARKDOWN_FILE, PLOT_FILE, PAGE_FILE = "results.json", "report.md", "pareto.png", "report.html"
 
 
 class ReportFiles(NamedTuple):
@@ -21,6 +21,7 @@ class ReportFiles(NamedTuple):
     results: Path
     markdown: Path
     plot: Path | None  # None where nothing was measured
+    page: Path
 
 
 def check_report_writable(directory: Path) -> None:
@@ -39,6 +40,7 @@ def write_report(run: BenchRun, directory: Path) -> ReportFiles:
         OutputError: where a file cannot be written.
         MissingDependencyError: where the extra `bench` is not installed.
     """
+    from boxwright.bench.report_html import to_html
     from boxwright.bench.report_plot import draw_pareto, is_drawable
 
     save_report(run.report, directory / RESULTS_FILE)
@@ -46,4 +48,5 @@ def write_report(run: BenchRun, directory: Path) -> ReportFiles:
     if plot is not None:
         draw_pareto(run.report, plot)
     write_text(directory / MARKDOWN_FILE, to_markdown(run.report, plot_file=None if plot is None else PLOT_FILE))
-    return ReportFiles(directory / RESULTS_FILE, directory / MARKDOWN_FILE, plot)
+    write_text(directory / PAGE_FILE, to_html(run))
+    return ReportFiles(directory / RESULTS_FILE, directory / MARKDOWN_FILE, plot, directory / PAGE_FILE)

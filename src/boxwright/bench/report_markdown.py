@@ -56,11 +56,11 @@ def to_markdown(report: BenchReport, *, plot_file: str | None = None) -> str:
         "is the bare engine on the graph up to the raw heads, on the same inputs in the same run.",
         *_not_measured(report),
         "## Who is faster",
-        *_pair_lines(report),
+        *(_bullets(pair_lines(report)) if report.pairs else ["Fewer than two candidates have a latency."]),
         "## What it costs",
         _table(_COST_COLUMNS, report.results),
         "## How it was measured",
-        *_bullets(_method_lines(report)),
+        *_bullets(method_lines(report)),
         "```\n" + report.command + "\n```",
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -114,12 +114,17 @@ def _table(columns: Sequence[tuple[str, Callable[[Result], str]]], rows: Sequenc
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
+def warning_lines(report: BenchReport) -> list[str]:
+    """What a reader should know before the numbers."""
+    return [*report.notes, *(f"{row.name}: {note}" for row in report.results for note in row.notes)]
+
+
 def _warnings(report: BenchReport) -> list[str]:
-    lines = [*report.notes, *(f"{row.name}: {note}" for row in report.results for note in row.notes)]
+    lines = warning_lines(report)
     if not lines:
         return []
     title = "**This run was disturbed; its times are less sure than usual.**" if report.is_noisy else "**Note.**"
-    return [title, "\n".join(_bullets(lines))]
+    return [title, *_bullets(lines)]
 
 
 def _not_measured(report: BenchReport) -> list[str]:
@@ -127,17 +132,19 @@ def _not_measured(report: BenchReport) -> list[str]:
     return ["Not measured:", "\n".join(lines)] if lines else []
 
 
-def _pair_lines(report: BenchReport) -> list[str]:
+def pair_lines(report: BenchReport) -> list[str]:
+    """A sentence on each two candidates that have a latency."""
     lines = []
     for pair in report.pairs:
         comparison = pair.comparison
         interval = f"ratio of the times {comparison.ratio:.3f}, {comparison.low:.3f} to {comparison.high:.3f}"
         verdict = "equal within the noise" if comparison.verdict == "equal" else f"the first is {comparison.verdict}"
-        lines.append(f"- {pair.first} and {pair.second}: {verdict} ({interval})")
-    return ["\n".join(lines)] if lines else ["Fewer than two candidates have a latency."]
+        lines.append(f"{pair.first} and {pair.second}: {verdict} ({interval})")
+    return lines
 
 
-def _method_lines(report: BenchReport) -> list[str]:
+def method_lines(report: BenchReport) -> list[str]:
+    """How, on what machine and with which software it was measured."""
     settings, machine = report.settings, report.machine
     launches = max((len(row.rounds_ms) for row in report.results), default=0)
     accuracy = f"mAP at conf {settings.accuracy_conf:g}" if settings.with_accuracy else "mAP not measured"

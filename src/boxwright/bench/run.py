@@ -14,6 +14,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 import boxwright
 from boxwright.bench.accuracy import (
     AccuracyResult,
@@ -22,7 +25,7 @@ from boxwright.bench.accuracy import (
     check_usable,
     ignored_classes,
     match_classes,
-    score,
+    score_with_curves,
     shown_path,
     to_dataset_classes,
 )
@@ -69,12 +72,14 @@ class BenchRun(NamedTuple):
     Attributes:
         report: its results.
         predictions: what each candidate detected, by its name, in the data set's classes.
+        class_precisions: (C, 101) of each of those, at IoU 0.5 at recall 0, 0.01 ... 1; NaN for classes without a box.
         dataset: that was measured on.
         interrupted: whether the user ended it.
     """
 
     report: BenchReport
     predictions: dict[str, Predictions]
+    class_precisions: dict[str, NDArray[np.float64]]
     dataset: Dataset
     interrupted: bool
 
@@ -89,6 +94,7 @@ class _Row:
     budget: TimeBudget
     predictions: Predictions | None = None
     accuracy: AccuracyResult | None = None
+    class_precisions: NDArray[np.float64] | None = None
     failure: CandidateError | None = None
 
 
@@ -192,8 +198,14 @@ class _Run:
         )
         if not interrupted:
             self._state.discard()
-        predictions = {name: row.predictions for name, row in self._rows.items() if row.predictions is not None}
-        return BenchRun(report, predictions, self._dataset, interrupted)
+        rows = self._rows.items()
+        return BenchRun(
+            report=report,
+            predictions={name: row.predictions for name, row in rows if row.predictions is not None},
+            class_precisions={name: row.class_precisions for name, row in rows if row.class_precisions is not None},
+            dataset=self._dataset,
+            interrupted=interrupted,
+        )
 
     def _alive(self) -> list[_Row]:
         return [row for row in self._rows.values() if row.failure is None]
@@ -218,7 +230,7 @@ class _Run:
                     self._state.accuracy[name] = self._predict(row, done)
                     self._state.save()
                 row.predictions = self._read_predictions(name)
-                row.accuracy = score(row.predictions, self._dataset)
+                row.accuracy, row.class_precisions = score_with_curves(row.predictions, self._dataset)
             except CandidateError as error:
                 self._fail(name, error)
             self._observer.progress("accuracy", name, "measuring mAP", done + num_images)

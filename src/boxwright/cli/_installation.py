@@ -25,7 +25,10 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
         ("faster_coco_eval", "lightning", "scipy", "tensorboard", "timm", "torch", "torchvision", "yaml"),
     ),
     "int8": ("quantize to INT8", ("nncf", "onnx", "onnx_ir", "onnxruntime", "yaml")),
-    "bench": ("measure speed and mAP", ("faster_coco_eval", "matplotlib", "mlperf_loadgen", "psutil", "yaml")),
+    "bench": (
+        "measure speed and mAP",
+        ("faster_coco_eval", "matplotlib", "mlperf_loadgen", "onnx", "plotly", "yaml"),
+    ),
     "viz": ("draw detections and curves", ("PIL", "matplotlib", "supervision")),
 }
 _EXTRA_OF_VERB = {"calibrate": "int8", "models": "export"}

@@ -1,0 +1,363 @@
+"use strict";
+(() => {
+  const data = JSON.parse(document.getElementById("data").textContent);
+  const report = data.report;
+  const byId = (id) => document.getElementById(id);
+  // Okabe and Ito's colours, which people with colour-blindness tell apart too; a dash follows when they are used up.
+  const COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"];
+  const DASHES = ["solid", "dash", "dot", "dashdot"];
+  const SYMBOLS = { fp32: "circle", bf16: "square", fp16: "diamond", int8: "triangle-up" };
+  const STAGE_COLOURS = { read: "#b8c2cc", preprocess: "#56B4E9", infer: "#0072B2", postprocess: "#E69F00" };
+  const LAYOUT = {
+    margin: { l: 60, r: 16, t: 28, b: 48 },
+    font: { family: "system-ui, Segoe UI, Roboto, Arial, sans-serif", size: 13 },
+    legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", traceorder: "normal", font: { size: 12 } },
+    hoverlabel: { align: "left" },
+    paper_bgcolor: "#ffffff",
+    plot_bgcolor: "#ffffff",
+  };
+  // Dragging zooms and a double click goes back; the buttons for that would cover points.
+  const CONFIG = { displayModeBar: false, responsive: true };
+  const frontNames = new Set(report.pareto.map((point) => point.name));
+  const indexOf = new Map(report.results.map((row, index) => [row.name, index]));
+  const colourOf = (name) => COLOURS[indexOf.get(name) % COLOURS.length];
+  const dashOf = (name) => DASHES[Math.floor(indexOf.get(name) / COLOURS.length) % DASHES.length];
+
+  function element(tag, text, className) {
+    const node = document.createElement(tag);
+    if (text !== undefined) node.textContent = text;
+    if (className) node.className = className;
+    return node;
+  }
+  const fixed = (digits) => (value) => (value === null || value === undefined ? "–" : value.toFixed(digits));
+
+  // Table ------------------------------------------------------------------------------------------------------------
+
+  const COLUMNS = [
+    { title: "candidate", value: (row) => row.name, text: true },
+    { title: "backend", value: (row) => row.backend, text: true },
+    { title: "precision", value: (row) => row.precision, text: true },
+    { title: "AP", value: (row) => row.map, show: fixed(4) },
+    { title: "AP50", value: (row) => row.map50, show: fixed(4) },
+    { title: "FPS", value: (row) => row.fps, show: fixed(1) },
+    { title: "p50 ms", value: (row) => row.latency_ms && row.latency_ms.p50, show: fixed(2) },
+    { title: "p90", value: (row) => row.latency_ms && row.latency_ms.p90, show: fixed(2) },
+    { title: "p95", value: (row) => row.latency_ms && row.latency_ms.p95, show: fixed(2) },
+    { title: "p99", value: (row) => row.latency_ms && row.latency_ms.p99, show: fixed(2) },
+    { title: "engine ms", value: (row) => row.raw_engine_ms, show: fixed(2) },
+    { title: "end to end / engine", value: (row) => row.end_to_end_ratio, show: fixed(2) },
+    { title: "most FPS", value: (row) => row.throughput && row.throughput.fps, show: fixed(1) },
+    { title: "load s", value: (row) => row.load_s, show: fixed(2) },
+    { title: "first ms", value: (row) => row.first_inference_ms, show: fixed(1) },
+    { title: "RSS MB", value: (row) => row.peak_rss_mb, show: fixed(0) },
+    { title: "GPU MB", value: (row) => row.gpu_memory_mb, show: fixed(0) },
+    { title: "size MB", value: (row) => row.size_mb, show: fixed(2) },
+  ];
+  const isKnown = (value) => value !== null && value !== undefined && value !== false;
+  const columns = COLUMNS.filter((column) => report.results.some((row) => isKnown(column.value(row))));
+  const state = { column: columns.findIndex((column) => column.title === "FPS"), descending: true, words: [] };
+
+  function matches(row) {
+    const text = [row.name, row.backend, row.precision, row.status].join(" ").toLowerCase();
+    return state.words.every((word) => text.includes(word));
+  }
+
+  function compareRows(one, other) {
+    const column = columns[state.column];
+    if (!column) return indexOf.get(one.name) - indexOf.get(other.name);
+    const [a, b] = [column.value(one), column.value(other)];
+    if (!isKnown(a) || !isKnown(b)) return isKnown(b) - isKnown(a); // what was not measured comes last, either way
+    const order = column.text ? a.localeCompare(b, undefined, { numeric: true }) : a - b;
+    return state.descending ? -order : order;
+  }
+
+  function drawTable(rows) {
+    const head = element("tr");
+    columns.forEach((column, index) => {
+      const cell = element("th", column.title, column.text ? "text" : "");
+      if (index === state.column) cell.setAttribute("aria-sort", state.descending ? "descending" : "ascending");
+      cell.addEventListener("click", () => {
+        state.descending = index === state.column ? !state.descending : !column.text;
+        state.column = index;
+        draw();
+      });
+      head.append(cell);
+    });
+    byId("table").tHead.replaceChildren(head);
+    byId("table").tBodies[0].replaceChildren(...rows.map(tableRow));
+    byId("shown").textContent = `${rows.length} of ${report.results.length}`;
+  }
+
+  function tableRow(row) {
+    const line = element("tr", undefined, frontNames.has(row.name) ? "front" : "");
+    line.dataset.name = row.name;
+    const labels = columns.filter((column) => column.text);
+    if (row.status !== "measured" && !row.latency_ms && row.map === null) {
+      line.classList.add("missing");
+      for (const column of labels) line.append(element("td", column.value(row), "text"));
+      const reason = element("td", undefined, "text reason");
+      reason.append(element("div", `${row.status}: ${row.reason}`));
+      reason.colSpan = columns.length - labels.length;
+      line.append(reason);
+      return line;
+    }
+    for (const column of columns) {
+      const value = column.value(row);
+      line.append(element("td", column.show ? column.show(value) : value, column.text ? "text" : ""));
+    }
+    if (row.status !== "measured") line.title = `${row.status}: ${row.reason}`;
+    return line;
+  }
+
+  // Charts -----------------------------------------------------------------------------------------------------------
+
+  function drawScatter(rows) {
+    const points = rows.filter((row) => row.fps !== null && row.map !== null);
+    const rates = points.map((row) => row.fps);
+    const middle = Math.max(...rates) / 2;
+    const traces = points.map((row, index) => ({
+      type: "scatter",
+      mode: "markers+text",
+      name: row.name,
+      x: [row.fps],
+      y: [row.map],
+      text: [escapeHtml(row.name)],
+      textposition: (index % 2 ? "bottom " : "top ") + (row.fps > middle ? "left" : "right"),
+      cliponaxis: false,
+      textfont: { size: 11, color: colourOf(row.name) },
+      marker: { size: 11, color: colourOf(row.name), symbol: SYMBOLS[row.precision] || "circle" },
+      error_x: {
+        type: "data",
+        symmetric: false,
+        array: [1000 / row.latency_ms.p50_low - row.fps],
+        arrayminus: [row.fps - 1000 / row.latency_ms.p50_high],
+        thickness: 1.5,
+        width: 4,
+      },
+      hovertemplate:
+        `<b>${escapeHtml(row.name)}</b><br>${escapeHtml(row.backend)}, ${row.precision}<br>AP %{y:.4f}<br>` +
+        `%{x:.1f} FPS, p50 ${row.latency_ms.p50.toFixed(2)} ms, p99 ${row.latency_ms.p99.toFixed(2)} ms<extra></extra>`,
+    }));
+    const shown = new Set(points.map((row) => row.name));
+    const front = report.pareto.filter((point) => shown.has(point.name)).sort((a, b) => a.fps - b.fps);
+    if (front.length > 1) {
+      traces.unshift({
+        type: "scatter",
+        mode: "lines",
+        name: "Pareto front",
+        x: front.map((point) => point.fps),
+        y: front.map((point) => point.map),
+        line: { shape: "vh", dash: "dash", color: "#888888", width: 1.5 },
+        hoverinfo: "skip",
+      });
+    }
+    const isWide = rates.length > 0 && Math.max(...rates) > 8 * Math.min(...rates);
+    plot("scatter", traces, {
+      showlegend: false,
+      hovermode: "closest",
+      xaxis: { title: { text: "images a second, end to end, one at a time" }, type: isWide ? "log" : "linear",
+        rangemode: "tozero" },
+      yaxis: { title: { text: "COCO AP" }, tickformat: ".3f", range: paddedRange(points.map((row) => row.map)) },
+    });
+  }
+
+  function paddedRange(values) {
+    const [low, high] = [Math.min(...values), Math.max(...values)];
+    const margin = Math.max(0.2 * (high - low), 0.01);
+    return values.length ? [Math.max(0, low - margin), high + margin] : [0, 1];
+  }
+
+  function drawDistribution(rows) {
+    const traces = rows
+      .filter((row) => row.quantiles_ms.length > 1)
+      .map((row) => ({
+        type: "scatter",
+        mode: "lines",
+        name: row.name,
+        x: row.quantiles_ms,
+        y: row.quantiles_ms.map((_, index) => index / (row.quantiles_ms.length - 1)),
+        line: { color: colourOf(row.name), dash: dashOf(row.name) },
+        hovertemplate: `${escapeHtml(row.name)}<br>%{y:.0%} within %{x:.2f} ms<extra></extra>`,
+      }));
+    plot("distribution", traces, {
+      xaxis: { title: { text: "ms an image" }, rangemode: "tozero" },
+      yaxis: { title: { text: "share of images" }, tickformat: ".0%", range: [0, 1.02] },
+    });
+  }
+
+  function drawStages(rows) {
+    const timed = rows.filter((row) => row.stages_ms).reverse(); // the first row on top
+    const traces = Object.keys(STAGE_COLOURS).map((stage) => ({
+      type: "bar",
+      orientation: "h",
+      name: stage,
+      y: timed.map((row) => row.name),
+      x: timed.map((row) => row.stages_ms[stage]),
+      marker: { color: STAGE_COLOURS[stage] },
+      hovertemplate: `%{y}<br>${stage} %{x:.2f} ms<extra></extra>`,
+    }));
+    plot("stages", traces, {
+      barmode: "stack",
+      xaxis: { title: { text: "ms an image" } },
+      yaxis: { automargin: true },
+    });
+  }
+
+  function drawCurves(rows) {
+    const key = byId("curve-class").value;
+    const traces = rows
+      .filter((row) => data.curves[row.name] && data.curves[row.name][key])
+      .map((row) => ({
+        type: "scatter",
+        mode: "lines",
+        name: row.name,
+        x: data.recalls,
+        y: data.curves[row.name][key],
+        line: { color: colourOf(row.name), dash: dashOf(row.name) },
+        hovertemplate: `${escapeHtml(row.name)}<br>recall %{x:.2f}, precision %{y:.3f}<extra></extra>`,
+      }));
+    plot("curves", traces, {
+      xaxis: { title: { text: "recall" }, range: [0, 1.01] },
+      yaxis: { title: { text: "precision" }, range: [0, 1.02] },
+    });
+  }
+
+  function drawConfusion() {
+    const matrix = data.confusion[byId("confusion-candidate").value];
+    if (!matrix) {
+      byId("confusion").replaceChildren(element("p", "No accuracy was measured.", "hint"));
+      return;
+    }
+    const totals = matrix.counts.map((row) => row.reduce((sum, count) => sum + count, 0));
+    const columns = [...matrix.labels, "missed"];
+    const lines = [...matrix.labels, "nothing there"];
+    const trace = {
+      type: "heatmap",
+      x: columns,
+      y: lines,
+      z: matrix.counts.map((row, index) => row.map((count) => (totals[index] ? count / totals[index] : 0))),
+      customdata: matrix.counts,
+      colorscale: [[0, "#ffffff"], [0.15, "#cfe3f1"], [1, "#0072B2"]],
+      zmin: 0,
+      zmax: 1,
+      showscale: false,
+      hovertemplate: "annotated: %{y}<br>detected: %{x}<br>%{customdata} (%{z:.0%})<extra></extra>",
+    };
+    plot("confusion", [trace], {
+      xaxis: { title: { text: "detected" }, type: "category", automargin: true },
+      yaxis: { title: { text: "annotated" }, type: "category", automargin: true, autorange: "reversed" },
+    });
+  }
+
+  function plot(id, traces, layout) {
+    Plotly.react(id, traces, { ...LAYOUT, ...layout }, CONFIG);
+  }
+
+  function escapeHtml(text) {
+    return text.replace(/[&<>"']/g, (sign) => `&#${sign.charCodeAt(0)};`);
+  }
+
+  // Gallery ----------------------------------------------------------------------------------------------------------
+
+  const SVG = "http://www.w3.org/2000/svg";
+  const TRUTH_COLOUR = "#ffffff";
+
+  function svgElement(tag, attributes) {
+    const node = document.createElementNS(SVG, tag);
+    for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+    return node;
+  }
+
+  function drawGallery(rows) {
+    const pictures = data.gallery.map((picture) => {
+      const block = element("div", undefined, "picture");
+      block.append(element("h3", picture.file));
+      const views = element("div", undefined, "views");
+      views.append(view(picture, picture.truth, "annotated", TRUTH_COLOUR));
+      for (const row of rows) {
+        if (picture.boxes[row.name]) views.append(view(picture, picture.boxes[row.name], row.name, colourOf(row.name)));
+      }
+      block.append(views);
+      return block;
+    });
+    const none = element("p", "The candidates agree on every image, or fewer than two were measured.", "hint");
+    byId("gallery").replaceChildren(...(pictures.length ? pictures : [none]));
+  }
+
+  function view(picture, boxes, caption, colour) {
+    const figure = element("figure", undefined, "view");
+    const [width, height] = [picture.width, picture.height];
+    const drawing = svgElement("svg", { viewBox: `0 0 ${width} ${height}`, role: "img" });
+    drawing.append(svgElement("image", { href: picture.image, width, height }));
+    const stroke = Math.max(width, height) / 220;
+    const size = stroke * 8;
+    for (const [left, top, right, bottom, name, score] of boxes) {
+      drawing.append(svgElement("rect", { x: left, y: top, width: right - left, height: bottom - top, fill: "none",
+        stroke: "#000000", "stroke-width": stroke * 2, opacity: 0.5 }));
+      const box = svgElement("rect", { x: left, y: top, width: right - left, height: bottom - top, fill: "none",
+        stroke: colour, "stroke-width": stroke });
+      const label = score === null ? name : `${name} ${score.toFixed(2)}`;
+      const baseline = Math.max(top - size * 0.25, size);
+      const plate = svgElement("rect", { x: left - stroke / 2, y: baseline - size * 0.95, fill: colour,
+        width: label.length * size * 0.56 + size * 0.4, height: size * 1.2 });
+      const words = svgElement("text", { x: left + size * 0.2, y: baseline, "font-size": size,
+        fill: colour === TRUTH_COLOUR ? "#000000" : "#ffffff", "font-family": "system-ui, Arial, sans-serif" });
+      words.textContent = label;
+      drawing.append(box, plate, words);
+    }
+    figure.append(drawing, element("figcaption", `${caption}: ${boxes.length}`));
+    return figure;
+  }
+
+  // Page -------------------------------------------------------------------------------------------------------------
+
+  function draw() {
+    const rows = report.results.filter(matches).sort(compareRows);
+    drawTable(rows);
+    drawScatter(rows);
+    drawDistribution(rows);
+    drawStages(rows);
+    drawCurves(rows);
+    drawGallery(report.results.filter(matches));
+  }
+
+  function fillList(id, lines) {
+    byId(id).replaceChildren(...lines.map((line) => element("li", line)));
+  }
+
+  function options(id, entries) {
+    byId(id).replaceChildren(
+      ...entries.map(([value, label]) => {
+        const option = element("option", label);
+        option.value = value;
+        return option;
+      })
+    );
+  }
+
+  function begin() {
+    document.title = `Benchmark of ${report.created.slice(0, 10)}`;
+    byId("summary").textContent = data.summary;
+    if (data.warnings.length) {
+      byId("warnings").hidden = false;
+      const list = element("ul");
+      list.append(...data.warnings.map((line) => element("li", line)));
+      byId("warnings").append(element("strong", report.is_noisy ? "This run was disturbed." : "Note."), list);
+    }
+    fillList("method", data.method);
+    fillList("pairs", data.pairs.length ? data.pairs : ["Fewer than two candidates have a latency."]);
+    byId("command").textContent = report.command;
+    options("curve-class", data.curve_keys.map((key, index) => [key, index === 0 ? "mean of all classes" : key]));
+    options("confusion-candidate", Object.keys(data.confusion).map((name) => [name, name]));
+    byId("curve-class").addEventListener("change", draw);
+    byId("confusion-candidate").addEventListener("change", drawConfusion);
+    byId("filter").addEventListener("input", (event) => {
+      state.words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
+      draw();
+    });
+    draw();
+    drawConfusion();
+  }
+
+  begin();
+})();
