@@ -1,0 +1,40 @@
+"""A recipe: everything that tells one quantized form of a model from another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from boxwright.calibration.placement import PORTABLE, EngineRules
+from boxwright.calibration.ranges import RangeMethod
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a float model is quantized.
+
+    Attributes:
+        rules: of the engine that it is for.
+        method: of the activations' ranges.
+        float_layers: names of the layers that stay in float.
+        migration: exponent with which a channel's magnitude moves from the activations into the weights of dense
+            layers and products, 0 to 1; None leaves them. Depthwise layers take all of it where the engine rescales
+            channels: there it costs the weights nothing.
+        corrects_bias: whether the mean error of each layer's output is taken off its bias.
+    """
+
+    rules: EngineRules = PORTABLE
+    method: RangeMethod = field(default_factory=RangeMethod)
+    float_layers: frozenset[str] = frozenset()
+    migration: float | None = 0.5
+    corrects_bias: bool = True
+
+    def describe(self) -> str:
+        """One line for reports and the manifest."""
+        parts = [str(self.method)]
+        if self.rules.rescales_channels:
+            parts.append("depthwise inputs scaled by channel")
+            if self.migration is not None:
+                parts.append(f"migration {self.migration:g}")
+        if self.corrects_bias:
+            parts.append("bias corrected")
+        return ", ".join(parts)
