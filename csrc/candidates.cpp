@@ -8,11 +8,12 @@ namespace boxwright {
 
 namespace {
 
-constexpr size_t kAnchorsABlock = 1024;
+constexpr size_t kAnchorsABlock = 4096;
 constexpr size_t kLogitsABlock = 8192;
 constexpr size_t kRowsGathered = 64;
-constexpr size_t kFewAnchors = 16;  // one anchor of so many is cheaper to gather than to scan all
-constexpr size_t kSpare = 16;       // places beyond the end that select_above may write
+constexpr size_t kFewAnchors = 8;  // one anchor of so many is cheaper to gather than to scan all
+constexpr size_t kManyHits = 16;   // in a row, from which on vectors find the best of them faster
+constexpr size_t kSpare = 16;      // places beyond the end that select_above may write
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Raw thresholds are lowered by this much, so that rounding cannot lose a candidate; what they let through is compared
@@ -52,7 +53,7 @@ class Collector {
           num_classes_(static_cast<size_t>(heads.num_classes)),
           background_(static_cast<size_t>(attributes.background_class)) {
         buffers.keys.clear();
-        buffers.positions.resize(kLogitsABlock + kSpare);
+        buffers.positions.resize(std::max({kLogitsABlock, kAnchorsABlock, num_classes_}) + kSpare);
         buffers.row_positions.resize(num_classes_ + kSpare);
         buffers.scores.resize(num_classes_);
         buffers.rows.resize(kRowsGathered * num_classes_);
@@ -66,11 +67,10 @@ class Collector {
 
     void run() {
         const bool is_combined = combination_ != Combination::none;
-        const bool is_one_long_row =
-            heads_.class_number_stride == 1 && heads_.class_anchor_stride == heads_.num_classes;
-        if (!is_combined && activation_ != Activation::softmax && is_one_long_row) {
+        if (!is_combined && activation_ != Activation::softmax && has_one_long_row()) {
             collect_from_long_row();
         } else {
+            if (is_combined) objectness_threshold_ = objectness_threshold();
             for (int64_t begin = 0; begin < heads_.num_anchors; begin += kAnchorsABlock) {
                 const int64_t left = heads_.num_anchors - begin;
                 const size_t count = std::min(static_cast<size_t>(left), kAnchorsABlock);
@@ -86,32 +86,25 @@ class Collector {
 
     void collect_from_long_row() {
         const float raw_threshold = common_raw_threshold();
-        const int64_t total = heads_.num_anchors * heads_.num_classes;
-        for (int64_t begin = 0; begin < total; begin += kLogitsABlock) {
-            const size_t count = std::min(static_cast<size_t>(total - begin), kLogitsABlock);
-            const float* logits = heads_.class_logits + begin;
-            const size_t selected = kernels_.select_above(logits, count, raw_threshold, buffers_.positions.data());
-            collect_selected(begin, selected, raw_threshold);
+        const int64_t rows_a_block = static_cast<int64_t>(std::max<size_t>(kLogitsABlock / num_classes_, 1));
+        for (int64_t begin = 0; begin < heads_.num_anchors; begin += rows_a_block) {
+            const int64_t num_rows = std::min(heads_.num_anchors - begin, rows_a_block);
+            const float* logits = heads_.class_logits + begin * heads_.num_classes;
+            const size_t selected = kernels_.select_above(logits, static_cast<size_t>(num_rows) * num_classes_,
+                                                          raw_threshold, buffers_.positions.data());
+            collect_selected({logits, begin, 1.0f, raw_threshold}, selected);
         }
     }
 
-    void collect_selected(int64_t begin, size_t selected, float raw_threshold) {
-        int64_t row_begin = 0, row_end = 0, anchor = -1;  // of the logit before
-        for (size_t i = 0; i < selected; ++i) {
-            const int64_t position = begin + buffers_.positions[i];
-            const bool is_in_new_row = position >= row_end;
-            if (is_in_new_row) {
-                anchor = position / heads_.num_classes;
-                row_begin = anchor * heads_.num_classes;
-                row_end = row_begin + heads_.num_classes;
-            }
-            const Row row = {heads_.class_logits + row_begin, anchor, 1.0f, raw_threshold};
-            if (attributes_.multi_label || num_classes_ == 1) {
-                add(row, static_cast<size_t>(position - row_begin));
-            } else if (is_in_new_row && anchor != last_anchor_) {  // a row may go on in the next block
-                last_anchor_ = anchor;
-                collect_best_of_row(row);
-            }
+    // Hits of neighbouring rows, of which `row` is the first.
+    void collect_selected(Row row, size_t selected) {
+        uint32_t* positions = buffers_.positions.data();
+        const uint32_t row_length = static_cast<uint32_t>(num_classes_);
+        for (size_t i = 0, end = 0; i < selected; i = end) {
+            const uint32_t rows_skipped = positions[i] / row_length, row_begin = rows_skipped * row_length;
+            for (end = i; end < selected && positions[end] - row_begin < row_length; ++end) positions[end] -= row_begin;
+            collect_hits({row.logits + row_begin, row.anchor + rows_skipped, row.factor, row.raw_threshold},
+                         positions + i, end - i);
         }
     }
 
@@ -141,7 +134,7 @@ class Collector {
             objectness = buffers_.objectness.data();
         }
         uint32_t* positions = buffers_.positions.data();
-        const size_t noted = kernels_.select_above(objectness, count, objectness_threshold(), positions);
+        const size_t noted = kernels_.select_above(objectness, count, objectness_threshold_, positions);
         float* factors = buffers_.factors.data();
         for (size_t i = 0; i < noted; ++i) {
             buffers_.anchors[i] = static_cast<uint32_t>(begin) + positions[i];
@@ -155,11 +148,40 @@ class Collector {
         return noted;
     }
 
-    // Objectness at or below which no class can reach the threshold: activated class scores are at most 1.
-    float objectness_threshold() const {
-        if (activation_ == Activation::none) return -kInfinity;
-        if (attributes_.objectness_activation == Activation::sigmoid) return logit_below(product_threshold_);
-        return static_cast<float>(product_threshold_ * (1.0 - kSlack));
+    // Objectness at or below which no class can reach the threshold.
+    float objectness_threshold() {
+        const bool is_plain = attributes_.objectness_activation == Activation::none;
+        double product_threshold = product_threshold_;  // activated class scores are at most 1
+        if (activation_ == Activation::none) {
+            if (!has_one_long_row() || (is_plain && has_negative_objectness())) return -kInfinity;
+            product_threshold /= bound_of_plain_scores();
+        }
+        if (!is_plain) return logit_below(product_threshold);
+        return static_cast<float>(product_threshold * (1.0 - kSlack));
+    }
+
+    // Scores that are taken as they are should be probabilities; where they are not, the largest of them is the bound.
+    double bound_of_plain_scores() {
+        const size_t total = static_cast<size_t>(heads_.num_anchors) * num_classes_;
+        for (size_t begin = 0; begin < total; begin += kLogitsABlock) {
+            const size_t count = std::min(total - begin, kLogitsABlock);
+            if (kernels_.select_above(heads_.class_logits + begin, count, 1.0f, buffers_.positions.data()) > 0) {
+                return kernels_.max_finite(heads_.class_logits, total);
+            }
+        }
+        return 1.0;
+    }
+
+    bool has_one_long_row() const {
+        return heads_.class_number_stride == 1 && heads_.class_anchor_stride == heads_.num_classes;
+    }
+
+    bool has_negative_objectness() const {
+        bool is_negative = false;
+        for (int64_t i = 0; i < heads_.num_anchors; ++i) {
+            is_negative |= heads_.objectness[i * heads_.objectness_anchor_stride] < 0.0f;
+        }
+        return is_negative;
     }
 
     void collect_block(int64_t begin, size_t count, size_t noted) {
@@ -258,13 +280,41 @@ class Collector {
 
     // A row whose scores rise with the logits.
     void collect_rising_row(const Row& row) {
-        if (!attributes_.multi_label) {
-            collect_best_of_row(row);
-            return;
-        }
         uint32_t* positions = buffers_.row_positions.data();
-        const size_t selected = kernels_.select_above(row.logits, num_classes_, row.raw_threshold, positions);
-        for (size_t i = 0; i < selected; ++i) add(row, positions[i]);
+        collect_hits(row, positions, kernels_.select_above(row.logits, num_classes_, row.raw_threshold, positions));
+    }
+
+    // The candidates of a row, given its classes above the raw threshold.
+    void collect_hits(const Row& row, const uint32_t* classes, size_t count) {
+        if (attributes_.multi_label) {
+            for (size_t i = 0; i < count; ++i) add(row, classes[i]);
+        } else if (count > kManyHits) {
+            collect_best_of_row(row);
+        } else {
+            collect_best_of_hits(row, classes, count);
+        }
+    }
+
+    void collect_best_of_hits(const Row& row, const uint32_t* classes, size_t count) {
+        size_t best = 0;
+        float maximum = -kInfinity, second = -kInfinity;
+        for (size_t i = 0; i < count; ++i) {
+            const float logit = row.logits[classes[i]];
+            if (classes[i] == background_) continue;
+            if (logit > maximum) {
+                second = maximum;
+                maximum = logit;
+                best = classes[i];
+            } else {
+                second = larger(second, logit);
+            }
+        }
+        if (maximum == -kInfinity) return;
+        if (second > near_tie_limit(maximum)) {
+            collect_best_of_row(row);
+        } else {
+            add(row, best);
+        }
     }
 
     // Different logits may have equal scores, of which the lowest class is the best: all logits near enough to the
@@ -406,7 +456,7 @@ class Collector {
     CandidateBuffers& buffers_;
     const size_t num_classes_;
     const size_t background_;  // beyond all classes where there is none
-    int64_t last_anchor_ = -1;
+    float objectness_threshold_ = -kInfinity;
     size_t num_pending_ = 0;
     float pending_logits_[kPending];
     float pending_factors_[kPending];

@@ -159,10 +159,11 @@ int64_t keep_best(const DecodeNmsAttributes& attributes, const DecodeNmsInputs& 
     Ranking ranking(workspace.candidates.keys, workspace.ranking);
     workspace.kept.clear(attributes.class_agnostic ? 1 : static_cast<size_t>(inputs.num_classes));
     int64_t num_kept = 0;
+    const uint32_t num_anchors = static_cast<uint32_t>(inputs.num_anchors);
     uint64_t key = 0;
     while (num_kept < attributes.max_detections && !top_k.is_full() && ranking.next(key)) {
-        const int64_t class_index = pair_of(key) / inputs.num_anchors;
-        const int64_t anchor = pair_of(key) % inputs.num_anchors;
+        const int64_t class_index = pair_of(key) / num_anchors;
+        const int64_t anchor = pair_of(key) % num_anchors;
         Box box;
         if (!top_k.takes(anchor, class_index, decoder) || !decoder.decode(anchor, class_index, box)) continue;
         const float area = box_area(box);

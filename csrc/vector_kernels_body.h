@@ -121,8 +121,22 @@ size_t select_above(const float* values, size_t count, float threshold, uint32_t
 #if defined(__AVX512F__)
 
 size_t select_above_each(const float* values, const float* thresholds, size_t count, uint32_t* positions) {
-    size_t selected = 0;
-    for (size_t i = 0; i < count; i += 16) {
+    size_t selected = 0, i = 0;
+    for (; i + 64 <= count; i += 64) {
+        __m512 four[4];
+        __mmask16 above[4];
+        for (int k = 0; k < 4; ++k) {
+            four[k] = _mm512_loadu_ps(values + i + 16 * k);
+            above[k] = _mm512_cmp_ps_mask(four[k], _mm512_loadu_ps(thresholds + i + 16 * k), _CMP_GT_OQ);
+        }
+        if ((above[0] | above[1] | above[2] | above[3]) == 0) continue;
+        for (int k = 0; k < 4; ++k) {
+            if (above[k]) {
+                selected = append_selected(four[k], above[k], i + 16 * static_cast<size_t>(k), positions, selected);
+            }
+        }
+    }
+    for (; i < count; i += 16) {
         const __mmask16 present = count - i >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << (count - i)) - 1u);
         const __m512 a = _mm512_maskz_loadu_ps(present, values + i);
         const __m512 limit = _mm512_maskz_loadu_ps(present, thresholds + i);
