@@ -2,15 +2,17 @@
 
 import os
 import pickle
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from boxwright.core.errors import CheckpointError, InputError
-from boxwright.models import build_model, load_model
+from boxwright.core.errors import CheckpointError, InputError, OutputError
+from boxwright.models import LoadedModel, build_model, load_model
 from boxwright.models.common.checkpoint import find_state_dict, load_weights, read_checkpoint
+from boxwright.models.common.saving import save_checkpoint
 
 
 class RunsWhenLoaded:
@@ -140,3 +142,27 @@ OWN_CHECKPOINTS = [
 def test_own_checkpoints_that_are_not_right(tmp_path: Path, content: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         load_model(write(tmp_path / "own.pt", content))
+
+
+def test_a_disk_without_room_leaves_the_old_file(tmp_path: Path) -> None:
+    module = build_model("yolox-pico", num_classes=2)
+    manifest = LoadedModel(
+        module=module,
+        family="yolox",
+        variant="yolox-pico",
+        class_names=("a", "b"),
+        preprocess=module.default_preprocess((64, 64)),
+        size_hw=(64, 64),
+    ).manifest()
+    (tmp_path / "m.pt").write_bytes(b"old")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(OutputError, match="expected room and a working file system"):
+            save_checkpoint(tmp_path / "m.pt", module.state_dict(), manifest)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.pt"]
+    assert (tmp_path / "m.pt").read_bytes() == b"old"
+    with pytest.raises(InputError, match="expected keys other than"):
+        save_checkpoint(tmp_path / "m.pt", module.state_dict(), manifest, {"model": 1})

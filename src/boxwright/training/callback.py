@@ -22,6 +22,7 @@ from boxwright.training.state import EpochRecord, RunState, SavedRun, restore_op
 # As `boxwright val` measures.
 VAL_SCORE_THRESHOLD = 0.001
 VAL_IOU_THRESHOLD = 0.7
+STEPS_BETWEEN_LOOKS_ON_GPU = 10
 
 
 class RunKeeper(lightning.Callback):
@@ -75,7 +76,11 @@ class RunKeeper(lightning.Callback):
         for reason in list(training.unreadable)[self._num_unreadable_told :]:
             self.display.note(f"passed over: {reason}")
         self._num_unreadable_told = len(training.unreadable)
-        if math.isnan(loss := float(outputs["loss"])) or math.isinf(loss):
+        # Looking at the loss makes a GPU wait.
+        if training.device.type != "cpu" and batch_idx % STEPS_BETWEEN_LOOKS_ON_GPU != 0:
+            return
+        loss = float(outputs["loss"])
+        if not math.isfinite(loss):
             _raise_diverged(training.epoch, training.config)
         clock, steps = training.clock, training.steps_done
         self.display.step(training.epoch + 1, clock.progress(steps), loss, clock.remaining(steps))
@@ -122,7 +127,7 @@ class RunKeeper(lightning.Callback):
         backend = TorchBackend.from_module(training.kept_module, self.manifest, device=device)
         was_training = training.detector.training
         detector = Detector.from_backend(backend, self.manifest, conf=VAL_SCORE_THRESHOLD, iou=VAL_IOU_THRESHOLD)
-        self.accuracy = evaluate(detector, self.val)
+        self.accuracy = evaluate(detector, self.val, on_progress=self.display.measuring)
         training.detector.train(was_training)  # without an average it is the detector itself that was measured
         training.clock.measurement_took(time.monotonic() - started)
         return self.accuracy

@@ -71,6 +71,11 @@ class TrainingDisplay:
             status = f"loss {loss:.3f}  {progress:.0%}  {format_seconds(remaining)} left"
             self._bar.update(self._task, completed=progress, description=f"epoch {epoch}/{self._epochs}", status=status)
 
+    def measuring(self, done: int, total: int) -> None:
+        """Say how many images of the val split are measured; the bar stays where it is."""
+        if self._task is not None:
+            self._bar.update(self._task, status=f"measuring {done}/{total}")
+
     def epoch(self, record: EpochRecord, remaining: float | None) -> None:
         """Print the line of an epoch."""
         measured = "" if record.map is None else f"  mAP {record.map:.4f}  mAP50 {_or_dash(record.map50)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -41,5 +42,8 @@ def save_checkpoint(
         "manifest": manifest.to_json(),
         **extras,
     }
+    # By way of memory: on a full disk torch.save itself raises an error that says nothing of disks.
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
     with atomic_file(path) as temporary:
-        torch.save(content, temporary)
+        temporary.write_bytes(buffer.getbuffer())
