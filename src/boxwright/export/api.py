@@ -19,8 +19,9 @@ from boxwright.core.manifest import Manifest, VerificationRecord
 from boxwright.core.preprocess_presets import preset
 from boxwright.export import verify
 from boxwright.export.adopt import adopt, input_size_hw, raise_opset
+from boxwright.export.decode_nms.insert import insert_decode_nms
 from boxwright.export.onnx_files import read_manifest, read_onnx, set_manifest, sha256_of_file, write_onnx
-from boxwright.export.passes import insert_decode_nms
+from boxwright.export.passes import run_passes
 from boxwright.export.reference import ForeignBackend
 from boxwright.export.to_openvino import WEIGHTS_PRECISIONS, convert_to_openvino
 from boxwright.export.verification_images import verification_images
@@ -329,9 +330,12 @@ def _set_batch(model: ir.Model, options: ExportOptions) -> None:
 def _build(opened: _Source, options: ExportOptions, folder: Path, report: Progress) -> tuple[Path, Manifest]:
     """The artifact in a folder of its own, and its manifest; `opened.model` becomes its graph."""
     manifest = opened.manifest
+    if manifest.stage != "detections":
+        report("simplifying")
+        run_passes(opened.model)
     if options.nms != "none" and manifest.stage != "detections":
         assert manifest.preprocess.size_hw is not None
-        insert_decode_nms.run(
+        insert_decode_nms(
             opened.model,
             decode=manifest.decode,
             size_hw=manifest.preprocess.size_hw,

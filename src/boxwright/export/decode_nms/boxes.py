@@ -34,13 +34,15 @@ def decode_candidates(
     prior = None if priors is None else _gather_priors(builder, candidates, priors, box_regression)
     coding = _Coding(builder, raw, prior, candidates.anchors)
     boxes = _CODINGS[attributes.box_coding](coding)
-    numbers = [raw, boxes] if prior is None else [raw, prior, boxes]
-    finite = is_finite(builder, builder.op("Concat", *numbers, axis=2))
-    usable = _all_of_row(builder, finite)
+    finite = builder.op("And", is_finite(builder, raw), is_finite(builder, boxes))
+    if prior is not None:
+        finite = builder.op("And", finite, is_finite(builder, prior))
     if attributes.clip_to_image:
         assert image_size_hw is not None
         upper = builder.op("Gather", image_size_hw, [1, 0, 1, 0], axis=1)  # (B, 4) as x, y, x, y
         boxes = builder.op("Min", builder.op("Max", boxes, 0.0), builder.op("Unsqueeze", upper, [1]))
+        finite = builder.op("And", finite, is_finite(builder, boxes))  # not where the image's size is no number
+    usable = _all_of_row(builder, finite)
     if attributes.min_size > 0:
         extents = builder.op("Sub", builder.columns(boxes, 2, 4), builder.columns(boxes, 0, 2))
         large = builder.op("GreaterOrEqual", extents, float(attributes.min_size))
@@ -72,7 +74,11 @@ def _all_of_row(builder: DecodeNmsBuilder, flags: ir.Value) -> ir.Value:
 
 
 class _Coding(NamedTuple):
-    """What a box coding may use."""
+    """What a box coding may use. All is four columns wide, x, y, x, y, so that formulas hold for both corners.
+
+    (Corners that are put together from two columns each would be natural, but of a Concat inside a Concat OpenVINO
+    2026.4 reads memory that nothing was written to.)
+    """
 
     builder: DecodeNmsBuilder
     raw: ir.Value  # (B, M, 4)
@@ -83,12 +89,23 @@ class _Coding(NamedTuple):
     def attributes(self) -> DecodeNmsAttributes:
         return self.builder.attributes
 
-    def raw_columns(self, start: int, stop: int) -> ir.Value:
-        return self.builder.columns(self.raw, start, stop)
+    def first_two(self, values: ir.Value) -> ir.Value:
+        return self.builder.op("Gather", values, [0, 1, 0, 1], axis=2)
 
-    def prior_columns(self, start: int, stop: int) -> ir.Value:
+    def last_two(self, values: ir.Value) -> ir.Value:
+        return self.builder.op("Gather", values, [2, 3, 2, 3], axis=2)
+
+    @property
+    def point(self) -> ir.Value:
+        """First two columns of the prior."""
         assert self.prior is not None
-        return self.builder.columns(self.prior, start, stop)
+        return self.first_two(self.prior)
+
+    @property
+    def scale(self) -> ir.Value:
+        """Last two columns of the prior."""
+        assert self.prior is not None
+        return self.last_two(self.prior)
 
     def per_level(self, values: tuple[float, ...]) -> ir.Value | float:
         """The value of each candidate's level, (B, M, 1), or one number where all levels share it."""
@@ -101,10 +118,11 @@ class _Coding(NamedTuple):
         level = self.builder.op("Cast", counted, to=ir.DataType.INT64)
         return self.builder.op("Gather", self.builder.constant(np.array(values, dtype=np.float32)), level, axis=0)
 
+    def moved(self, start: ir.Value, offset: ir.Value, scale: ir.Value | float) -> ir.Value:
+        return self.builder.op("Add", start, self.builder.op("Mul", offset, scale))
+
     def corners(self, centres: ir.Value, sizes: ir.Value) -> ir.Value:
-        half = self.builder.op("Mul", sizes, 0.5)
-        low, high = self.builder.op("Sub", centres, half), self.builder.op("Add", centres, half)
-        return self.builder.op("Concat", low, high, axis=2)
+        return self.moved(centres, sizes, self.builder.value([-0.5, -0.5, 0.5, 0.5]))
 
 
 def _anchor_delta(c: _Coding) -> ir.Value:
@@ -112,78 +130,67 @@ def _anchor_delta(c: _Coding) -> ir.Value:
     deltas = c.raw
     if c.attributes.box_weights != (1.0, 1.0, 1.0, 1.0):
         deltas = b.op("Div", c.raw, [float(weight) for weight in c.attributes.box_weights])
-    low = c.prior_columns(0, 2)
-    sizes = b.op("Sub", c.prior_columns(2, 4), low)
-    centres = b.op("Add", low, b.op("Mul", sizes, 0.5))
-    log_scales = b.columns(deltas, 2, 4)
+    low = c.point
+    sizes = b.op("Sub", c.scale, low)
+    centres = c.moved(low, sizes, 0.5)
+    log_scales = c.last_two(deltas)
     if c.attributes.delta_clip > 0:
         log_scales = b.op("Min", log_scales, float(c.attributes.delta_clip))
-    moved = b.op("Add", b.op("Mul", b.columns(deltas, 0, 2), sizes), centres)
-    return c.corners(moved, b.op("Mul", b.op("Exp", log_scales), sizes))
-
-
-def _centre_in_cell(c: _Coding, offset: ir.Value, scale: ir.Value | float) -> ir.Value:
-    return c.builder.op("Add", c.prior_columns(0, 2), c.builder.op("Mul", offset, scale))
+    return c.corners(c.moved(centres, c.first_two(deltas), sizes), b.op("Mul", b.op("Exp", log_scales), sizes))
 
 
 def _exponential_size(c: _Coding) -> ir.Value:
-    return c.builder.op("Mul", c.builder.op("Exp", c.raw_columns(2, 4)), c.prior_columns(2, 4))
+    return c.builder.op("Mul", c.builder.op("Exp", c.last_two(c.raw)), c.scale)
 
 
 def _yolov1(c: _Coding) -> ir.Value:
     b = c.builder
-    roots = c.raw_columns(2, 4)
-    sizes = b.op("Mul", b.op("Mul", roots, roots), c.prior_columns(2, 4))
-    return c.corners(_centre_in_cell(c, c.raw_columns(0, 2), c.per_level(c.attributes.level_strides)), sizes)
+    roots = c.last_two(c.raw)
+    centres = c.moved(c.point, c.first_two(c.raw), c.per_level(c.attributes.level_strides))
+    return c.corners(centres, b.op("Mul", b.op("Mul", roots, roots), c.scale))
 
 
 def _yolov2(c: _Coding) -> ir.Value:
-    offset = c.builder.op("Sigmoid", c.raw_columns(0, 2))
-    return c.corners(_centre_in_cell(c, offset, c.per_level(c.attributes.level_strides)), _exponential_size(c))
+    offset = c.builder.op("Sigmoid", c.first_two(c.raw))
+    return c.corners(c.moved(c.point, offset, c.per_level(c.attributes.level_strides)), _exponential_size(c))
 
 
 def _yolov4(c: _Coding) -> ir.Value:
     b = c.builder
     scales = c.attributes.level_scale_xy or (1.0,) * len(c.attributes.level_sizes)
     margins = tuple(float((np.float32(scale) - np.float32(1)) * np.float32(0.5)) for scale in scales)
-    stretched = b.op("Mul", b.op("Sigmoid", c.raw_columns(0, 2)), c.per_level(scales))
+    stretched = b.op("Mul", b.op("Sigmoid", c.first_two(c.raw)), c.per_level(scales))
     offset = b.op("Sub", stretched, c.per_level(margins))
-    return c.corners(_centre_in_cell(c, offset, c.per_level(c.attributes.level_strides)), _exponential_size(c))
+    return c.corners(c.moved(c.point, offset, c.per_level(c.attributes.level_strides)), _exponential_size(c))
 
 
 def _yolov5(c: _Coding) -> ir.Value:
     b = c.builder
     doubled = b.op("Mul", b.op("Sigmoid", c.raw), 2.0)
-    offset = b.op("Sub", b.columns(doubled, 0, 2), 0.5)
-    size_factor = b.columns(doubled, 2, 4)
-    sizes = b.op("Mul", b.op("Mul", size_factor, size_factor), c.prior_columns(2, 4))
-    return c.corners(_centre_in_cell(c, offset, c.per_level(c.attributes.level_strides)), sizes)
+    offset = b.op("Sub", c.first_two(doubled), 0.5)
+    factor = c.last_two(doubled)
+    sizes = b.op("Mul", b.op("Mul", factor, factor), c.scale)
+    return c.corners(c.moved(c.point, offset, c.per_level(c.attributes.level_strides)), sizes)
 
 
 def _yolox(c: _Coding) -> ir.Value:
-    return c.corners(_centre_in_cell(c, c.raw_columns(0, 2), c.prior_columns(2, 4)), _exponential_size(c))
+    return c.corners(c.moved(c.point, c.first_two(c.raw), c.scale), _exponential_size(c))
 
 
 def _distances(c: _Coding) -> ir.Value:
-    b = c.builder
-    point, scale = c.prior_columns(0, 2), c.prior_columns(2, 4)
-    low = b.op("Sub", point, b.op("Mul", c.raw_columns(0, 2), scale))
-    return b.op("Concat", low, b.op("Add", point, b.op("Mul", c.raw_columns(2, 4), scale)), axis=2)
+    outwards = c.builder.op("Mul", c.builder.op("Mul", c.raw, c.scale), [-1.0, -1.0, 1.0, 1.0])
+    return c.builder.op("Add", c.point, outwards)
 
 
 def _xyxy(c: _Coding) -> ir.Value:
-    if c.prior is None:
-        return c.raw
-    low = _centre_in_cell(c, c.raw_columns(0, 2), c.prior_columns(2, 4))
-    high = _centre_in_cell(c, c.raw_columns(2, 4), c.prior_columns(2, 4))
-    return c.builder.op("Concat", low, high, axis=2)
+    return c.raw if c.prior is None else c.moved(c.point, c.raw, c.scale)
 
 
 def _cxcywh(c: _Coding) -> ir.Value:
     if c.prior is None:
-        return c.corners(c.raw_columns(0, 2), c.raw_columns(2, 4))
-    sizes = c.builder.op("Mul", c.raw_columns(2, 4), c.prior_columns(2, 4))
-    return c.corners(_centre_in_cell(c, c.raw_columns(0, 2), c.prior_columns(2, 4)), sizes)
+        return c.corners(c.first_two(c.raw), c.last_two(c.raw))
+    centres = c.moved(c.point, c.first_two(c.raw), c.scale)
+    return c.corners(centres, c.builder.op("Mul", c.last_two(c.raw), c.scale))
 
 
 _CODINGS: dict[str, Callable[[_Coding], ir.Value]] = {

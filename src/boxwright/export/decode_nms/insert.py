@@ -28,7 +28,7 @@ from boxwright.export.decode_nms.function import (
 THRESHOLD_NAMES = ("score_threshold", "iou_threshold")
 
 
-def run(
+def insert_decode_nms(
     model: ir.Model,
     *,
     decode: DecodeSpec,
