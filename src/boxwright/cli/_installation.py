@@ -18,7 +18,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "tensorrt": ("build and run TensorRT engines", ("cuda.bindings", "onnx", "onnx_ir", "tensorrt")),
     "export": (
         "export a checkpoint to ONNX",
-        ("onnx", "onnx_ir", "onnxruntime", "onnxscript", "timm", "torch", "torchvision", "yaml"),
+        ("google.protobuf", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "timm", "torch", "torchvision", "yaml"),
     ),
     "train": (
         "train a detector",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ MODEL = "yolox-pico"
 NUM_TRAIN, NUM_VAL = 1600, 200
 EPOCHS = 20
 NUM_PICTURES = 3
+_NEEDED = ("faster_coco_eval", "lightning", "onnx", "onnxruntime", "openvino")
 _PICTURE_SCALE = 3  # shapes are small images; boxes and letters are drawn on larger ones
 
 
@@ -36,16 +38,9 @@ def quickstart(
     as_json: JsonOption = False,
 ) -> None:
     """Generate data, train, export, quantize and benchmark a small detector in a few minutes."""
-    try:
-        import faster_coco_eval  # noqa: F401  asked for now and not after minutes of training
-        import lightning  # noqa: F401
-        import onnx  # noqa: F401
-        import onnxruntime  # noqa: F401
-        import openvino  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            error.name or "lightning", extra="all", needed_for="boxwright quickstart"
-        ) from error
+    for package in _NEEDED:  # asked for now and not after minutes of training
+        if importlib.util.find_spec(package) is None:
+            raise MissingDependencyError(package, extra="all", needed_for="boxwright quickstart")
     from boxwright.core.files import check_writable
 
     check_writable(out / "README.md")
