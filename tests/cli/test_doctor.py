@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 MODULE_OF_PACKAGE = {
     "mlcommons-loadgen": "mlperf_loadgen",
     "pillow": "PIL",
+    "protobuf": "google.protobuf",
     "pyyaml": "yaml",
     "cuda-bindings": "cuda.bindings",
 }
