@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boxwright import export
 from boxwright.core.errors import InputError
 from boxwright.core.images import read_image
 from boxwright.core.machine import describe_machine
+from boxwright.export import ExportOptions, export
 from boxwright.runtimes.backend import Backend
 from boxwright.runtimes.detector import Detector
 
@@ -83,8 +83,8 @@ def export_forms(folder: Path) -> dict[str, Path]:
             head="yolox",
             labels="coco",
             preprocess="yolox-legacy",
-            nms=form,
             data=SHARED / "data/coco-tiny",
+            options=ExportOptions(nms=form),
         )
     return paths
 

@@ -48,6 +48,13 @@ class Detections:
         return cls(boxes_xyxy=boxes_xyxy[order], scores=scores[order], class_ids=class_ids[order])
 
     @classmethod
+    def unchecked(cls, boxes_xyxy: FloatArray, scores: FloatArray, class_ids: NDArray[np.int32]) -> Detections:
+        """Detections from arrays that are known to be valid, e.g. of DecodeNMS: checking costs as much as decoding."""
+        detections = cls.__new__(cls)
+        detections.__dict__.update(boxes_xyxy=boxes_xyxy, scores=scores, class_ids=class_ids)
+        return detections
+
+    @classmethod
     def empty(cls) -> Detections:
         """No detections."""
         return cls(

@@ -73,43 +73,95 @@ def decode_nms(
     Raises:
         InputError: where shapes do not fit each other or the attributes, or a threshold is outside [0, 1].
     """
-    if _native is None:
-        return reference_decode.decode_nms(
-            box_regression,
-            class_logits,
-            attributes=attributes,
-            score_threshold=score_threshold,
-            iou_threshold=iou_threshold,
-            objectness=objectness,
-            priors=priors,
-            image_size_hw=image_size_hw,
-        )
-    reference_decode.check_inputs(
-        box_regression, class_logits, attributes, score_threshold, iou_threshold, objectness, priors, image_size_hw
+    return PreparedDecodeNms(attributes)(
+        box_regression,
+        class_logits,
+        score_threshold=score_threshold,
+        iou_threshold=iou_threshold,
+        objectness=objectness,
+        priors=priors,
+        image_size_hw=image_size_hw,
+        num_threads=num_threads,
+        instruction_set=instruction_set,
     )
-    batch_size, top = class_logits.shape[0], attributes.max_detections
-    output = DecodeNmsOutput(
+
+
+class PreparedDecodeNms:
+    """DecodeNMS with its attributes, and its priors where they are constant, made ready once for many calls."""
+
+    def __init__(self, attributes: DecodeNmsAttributes, priors: FloatArray | None = None) -> None:
+        """Make ready.
+
+        Args:
+            attributes: of the operator.
+            priors: (N, 4), for calls that give none.
+        """
+        self._attributes = attributes
+        self._priors = priors
+        if _native is not None:
+            self._native_attributes = _native_attributes(attributes)
+            self._native_priors = None if priors is None else _as_float32(priors)[None]  # (1, N, 4)
+
+    def __call__(
+        self,
+        box_regression: FloatArray,
+        class_logits: FloatArray,
+        *,
+        score_threshold: float,
+        iou_threshold: float,
+        objectness: FloatArray | None = None,
+        priors: FloatArray | None = None,
+        image_size_hw: FloatArray | None = None,
+        num_threads: int = 1,
+        instruction_set: str | None = None,
+    ) -> DecodeNmsOutput:
+        """Turn the raw heads of a batch into detections; see `decode_nms`."""
+        inputs = (box_regression, class_logits)
+        rest: dict[str, Any] = {
+            "attributes": self._attributes,
+            "score_threshold": score_threshold,
+            "iou_threshold": iou_threshold,
+            "objectness": objectness,
+            "priors": self._priors if priors is None else priors,
+            "image_size_hw": image_size_hw,
+        }
+        if _native is None:
+            return reference_decode.decode_nms(*inputs, **rest)
+        if class_logits.size == 0:  # the kernel does not look at what nothing is read of
+            reference_decode.check_inputs(*inputs, **rest)
+        try:
+            output = _empty_output(class_logits.shape[0], self._attributes.max_detections)
+            _native.decode_nms(
+                self._native_attributes,
+                _as_float32(box_regression),
+                _as_float32(class_logits),
+                None if objectness is None else _as_float32(objectness),
+                self._native_priors if priors is None else _with_batch_axis(_as_float32(priors)),
+                None if image_size_hw is None else np.ascontiguousarray(image_size_hw, dtype=np.float32),
+                score_threshold,
+                iou_threshold,
+                *output,
+                num_threads,
+                instruction_set,
+            )
+        except (IndexError, TypeError, ValueError):
+            reference_decode.check_inputs(*inputs, **rest)  # says in full what is wrong
+            raise
+        return output
+
+
+def _empty_output(batch_size: int, max_detections: int) -> DecodeNmsOutput:
+    """Arrays for the kernel to fill."""
+    return DecodeNmsOutput(
         num_detections=np.empty((batch_size, 1), dtype=np.int32),
-        boxes=np.empty((batch_size, top, 4), dtype=np.float32),
-        scores=np.empty((batch_size, top), dtype=np.float32),
-        class_ids=np.empty((batch_size, top), dtype=np.int32),
+        boxes=np.empty((batch_size, max_detections, 4), dtype=np.float32),
+        scores=np.empty((batch_size, max_detections), dtype=np.float32),
+        class_ids=np.empty((batch_size, max_detections), dtype=np.int32),
     )
-    if priors is not None and priors.ndim == 2:
-        priors = priors[None]  # (1, N, 4)
-    _native.decode_nms(
-        _native_attributes(attributes),
-        _as_float32(box_regression),
-        _as_float32(class_logits),
-        None if objectness is None else _as_float32(objectness),
-        None if priors is None else _as_float32(priors),
-        None if image_size_hw is None else np.ascontiguousarray(image_size_hw, dtype=np.float32),
-        score_threshold,
-        iou_threshold,
-        *output,
-        num_threads,
-        instruction_set,
-    )
-    return output
+
+
+def _with_batch_axis(priors: FloatArray) -> FloatArray:
+    return priors[None] if priors.ndim == 2 else priors  # (1, N, 4) or (B, N, 4)
 
 
 def letterbox(
@@ -168,6 +220,34 @@ def letterbox(
     return out
 
 
+def boxes_to_image(
+    boxes_xyxy: FloatArray,
+    *,
+    resized_hw: tuple[int, int],
+    offset_tl: tuple[int, int],
+    image_size_hw: tuple[int, int],
+) -> FloatArray:
+    """Boxes in pixels of the network's input to boxes in pixels of the image, clipped to it.
+
+    Args:
+        boxes_xyxy: (N, 4).
+        resized_hw: size of the image on the network's input.
+        offset_tl: row and column of its top-left corner there.
+        image_size_hw: of the image.
+
+    Returns:
+        (N, 4) float32.
+    """
+    if _native is None or boxes_xyxy.dtype != np.float32 or boxes_xyxy.ndim != 2:
+        return reference_letterbox.boxes_to_image(
+            boxes_xyxy, resized_hw=resized_hw, offset_tl=offset_tl, image_size_hw=image_size_hw
+        )
+    image_boxes_xyxy = np.empty(boxes_xyxy.shape, dtype=np.float32)
+    contiguous = np.ascontiguousarray(boxes_xyxy)
+    _native.boxes_to_image(contiguous, image_boxes_xyxy, resized_hw, offset_tl, image_size_hw)
+    return image_boxes_xyxy
+
+
 @lru_cache(maxsize=64)
 def _native_attributes(attributes: DecodeNmsAttributes) -> Any:
     assert _native is not None
@@ -176,6 +256,8 @@ def _native_attributes(attributes: DecodeNmsAttributes) -> Any:
 
 def _as_float32(array: FloatArray) -> FloatArray:
     """The same array where it is float32 and lies on whole floats, else a copy."""
+    if array.flags.carray and array.dtype == np.float32:  # the usual case, found out quickly
+        return array
     if array.dtype == np.float32 and array.flags.aligned and all(stride % 4 == 0 for stride in array.strides):
         return array
     return np.ascontiguousarray(array, dtype=np.float32)

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from boxwright.core.boxes import FloatArray
+from boxwright.core.boxes import FloatArray, clip_boxes
 
 INTERPOLATIONS = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "cubic": cv2.INTER_CUBIC}
 
@@ -57,3 +57,17 @@ def letterbox(
     out[:] = np.array(pad_value, dtype=np.float32)[:, None, None] * factors + offsets
     out[:, top : top + resized_h, left : left + resized_w] = planes.astype(np.float32) * factors + offsets
     return out
+
+
+def boxes_to_image(
+    boxes_xyxy: FloatArray,
+    *,
+    resized_hw: tuple[int, int],
+    offset_tl: tuple[int, int],
+    image_size_hw: tuple[int, int],
+) -> FloatArray:
+    """The reference of the way back; see `boxwright.core.kernels.boxes_to_image`."""
+    top, left = offset_tl
+    scales = np.array([resized_hw[1] / image_size_hw[1], resized_hw[0] / image_size_hw[0]] * 2, dtype=np.float32)
+    offsets = np.array([left, top] * 2, dtype=np.float32)
+    return clip_boxes(((boxes_xyxy - offsets) / scales).astype(np.float32), image_size_hw)

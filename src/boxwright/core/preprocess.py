@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from boxwright.core import kernels
-from boxwright.core.boxes import FloatArray, clip_boxes
+from boxwright.core.boxes import FloatArray
 from boxwright.core.errors import ImageError, InputError
 
 ResizeMode = Literal["letterbox", "letterbox_topleft", "stretch", "shortest_edge"]
@@ -42,20 +43,17 @@ class ImageTransform:
 
     def to_original(self, boxes_xyxy: FloatArray) -> FloatArray:
         """Boxes (N, 4) in network pixels to boxes in pixels of the original image, clipped to it."""
-        return clip_boxes(((boxes_xyxy - self._offsets) / self._scales).astype(np.float32), self.image_size_hw)
+        left, top = self.offset_xy
+        return kernels.boxes_to_image(
+            boxes_xyxy, resized_hw=self.resized_hw, offset_tl=(top, left), image_size_hw=self.image_size_hw
+        )
 
     def to_network(self, boxes_xyxy: FloatArray) -> FloatArray:
         """Boxes (N, 4) in pixels of the original image to network pixels."""
-        result: FloatArray = (boxes_xyxy * self._scales + self._offsets).astype(np.float32)
+        scales = np.array(self.scale_xy * 2, dtype=np.float32)
+        offsets = np.array(self.offset_xy * 2, dtype=np.float32)
+        result: FloatArray = (boxes_xyxy * scales + offsets).astype(np.float32)
         return result
-
-    @property
-    def _scales(self) -> FloatArray:
-        return np.array(self.scale_xy * 2, dtype=np.float32)
-
-    @property
-    def _offsets(self) -> FloatArray:
-        return np.array(self.offset_xy * 2, dtype=np.float32)
 
 
 class PreprocessedBatch(NamedTuple):
@@ -222,6 +220,13 @@ class Preprocess:
         width = max(transform.resized_hw[1] for transform in transforms)
         return -(-height // self.divisor) * self.divisor, -(-width // self.divisor) * self.divisor
 
+    @functools.cached_property
+    def _normalization(self) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+        """Factor and addend of each channel of an image of 0 to 255."""
+        (mean_0, mean_1, mean_2), (std_0, std_1, std_2) = self.mean, self.std
+        factors = self.scale / std_0, self.scale / std_1, self.scale / std_2
+        return factors, (-mean_0 / std_0, -mean_1 / std_1, -mean_2 / std_2)
+
     def _place(
         self,
         image: NDArray[np.uint8],
@@ -229,8 +234,7 @@ class Preprocess:
         canvas_hw: tuple[int, int],
         out: FloatArray | None,
     ) -> FloatArray:
-        factors = tuple(self.scale / std for std in self.std)
-        offsets = tuple(-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+        factors, offsets = self._normalization
         pixels: NDArray[np.uint8] | FloatArray = image.astype(np.float32) if self.resize_in_float else image
         return kernels.letterbox(
             pixels,
@@ -238,8 +242,8 @@ class Preprocess:
             offset_tl=(transform.offset_xy[1], transform.offset_xy[0]),
             size_hw=canvas_hw,
             pad_value=self.pad_value,
-            scale=factors,  # type: ignore[arg-type]
-            bias=offsets,  # type: ignore[arg-type]
+            scale=factors,
+            bias=offsets,
             swap_channels=self.channel_order == "RGB",
             interpolation=self.interpolation,
             out=out,

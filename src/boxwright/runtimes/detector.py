@@ -232,7 +232,10 @@ class Detector:
             )
         if self.manifest.input_kind == "pixels":
             return self._take_pixels(images[0])
-        filled = list(images) + [images[-1]] * ((self._fixed_batch or 0) - len(images))
+        num_missing = (self._fixed_batch or 0) - len(images)
+        if num_missing <= 0:
+            return self.manifest.preprocess.apply_batch(images, allocate=self._buffers.take)
+        filled = [*images, *[images[-1]] * num_missing]
         batch = self.manifest.preprocess.apply_batch(filled, allocate=self._buffers.take)
         return batch._replace(transforms=batch.transforms[: len(images)])
 

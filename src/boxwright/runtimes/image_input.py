@@ -31,10 +31,11 @@ def as_bgr_image(image: ImageInput) -> NDArray[np.uint8]:
     Raises:
         ImageError: where it is none of these, or cannot be read.
     """
-    if isinstance(image, (str, os.PathLike)):
-        return read_image(image)
-    if _is_pil(image):
-        return _from_pil(image)
+    if not isinstance(image, np.ndarray):
+        if isinstance(image, (str, os.PathLike)):
+            return read_image(image)
+        if _is_pil(image):
+            return _from_pil(image)
     check_image(image)
     assert isinstance(image, np.ndarray)
     return image

@@ -29,8 +29,10 @@ class Postprocessor:
         """
         self._preprocess = manifest.preprocess
         self._is_decoded = manifest.stage == "detections"
-        self._attributes = manifest.decode.attributes()
-        self._priors = None if self._is_decoded else manifest.decode.priors()
+        self._clips = manifest.decode.clip_to_image
+        priors = None if self._is_decoded else manifest.decode.priors()
+        self._decode_nms = kernels.PreparedDecodeNms(manifest.decode.attributes(), priors)
+        self._has_priors = priors is not None
         self._score_threshold = score_threshold
         self._iou_threshold = iou_threshold
 
@@ -41,37 +43,47 @@ class Postprocessor:
             outputs: of the model by name; the batch may be longer than the transforms.
             transforms: of the images.
         """
-        decoded = _read_detections(outputs) if self._is_decoded else self._decode(outputs, transforms)
-        return [self._detections_of(decoded, row, transform) for row, transform in enumerate(transforms)]
+        if self._is_decoded:
+            decoded = _read_detections(outputs)
+            return [self._checked(decoded, row, transform) for row, transform in enumerate(transforms)]
+        decoded = self._decode(outputs, transforms)
+        return [_unchecked(decoded, row, transform) for row, transform in enumerate(transforms)]
 
     def _decode(self, outputs: Mapping[str, NDArray[Any]], transforms: Sequence[ImageTransform]) -> DecodeNmsOutput:
         class_logits = _as_float(outputs["class_logits"])
         image_size_hw = _optional_float(outputs, "image_size_hw")
-        if self._attributes.clip_to_image and image_size_hw is None:
+        if self._clips and image_size_hw is None:
             canvas_hw = np.array(self._preprocess.canvas_hw(transforms), dtype=np.float32)
             image_size_hw = np.tile(canvas_hw, (len(class_logits), 1))  # (B, 2)
-        return kernels.decode_nms(
+        return self._decode_nms(
             _as_float(outputs["box_regression"]),
             class_logits,
-            attributes=self._attributes,
             score_threshold=self._score_threshold,
             iou_threshold=self._iou_threshold,
             objectness=_optional_float(outputs, "objectness"),
-            priors=_optional_float(outputs, "priors") if self._priors is None else self._priors,
+            priors=None if self._has_priors else _optional_float(outputs, "priors"),
             image_size_hw=image_size_hw,
         )
 
-    def _detections_of(self, decoded: DecodeNmsOutput, row: int, transform: ImageTransform) -> Detections:
+    def _checked(self, decoded: DecodeNmsOutput, row: int, transform: ImageTransform) -> Detections:
+        """The detections that an engine gave, which may be anything."""
         count = int(decoded.num_detections[row, 0])
         scores = decoded.scores[row, :count]
-        if self._is_decoded:
-            # For an engine that cannot take a threshold; where it can, all of them are above already.
-            count = int(np.count_nonzero(scores > np.float32(self._score_threshold)))
+        # For an engine that cannot take a threshold; where it can, all of them are above already.
+        count = int(np.count_nonzero(scores > np.float32(self._score_threshold)))
         return Detections(
             boxes_xyxy=transform.to_original(decoded.boxes[row, :count]),
             scores=scores[:count].copy(),
             class_ids=decoded.class_ids[row, :count].copy(),
         )
+
+
+def _unchecked(decoded: DecodeNmsOutput, row: int, transform: ImageTransform) -> Detections:
+    """The detections that our own kernel gave: finite, in order, and in memory of their own."""
+    count = int(decoded.num_detections[row, 0])
+    return Detections.unchecked(
+        transform.to_original(decoded.boxes[row, :count]), decoded.scores[row, :count], decoded.class_ids[row, :count]
+    )
 
 
 def _read_detections(outputs: Mapping[str, NDArray[Any]]) -> DecodeNmsOutput:
@@ -85,7 +97,7 @@ def _read_detections(outputs: Mapping[str, NDArray[Any]]) -> DecodeNmsOutput:
 
 def _as_float(array: NDArray[Any]) -> FloatArray:
     """float32, which the outputs of a model in half precision need not be."""
-    return array.astype(np.float32, copy=False)
+    return array if array.dtype == np.float32 else array.astype(np.float32)
 
 
 def _optional_float(outputs: Mapping[str, NDArray[Any]], name: str) -> FloatArray | None:
