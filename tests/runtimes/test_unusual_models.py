@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
 from boxwright.core.decode_spec import AnchorDeltas, Boxes, DecodeSpec, NmsSpec, Queries
-from boxwright.core.errors import ManifestError
+from boxwright.core.errors import ManifestError, UnsupportedError
 from boxwright.core.manifest import Manifest
 from boxwright.core.preprocess import Preprocess
 from boxwright.runtimes.backend import TensorSpec
@@ -184,3 +185,14 @@ def test_predicting_needs_little(tmp_path: Path) -> None:
     )
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_openvino_says_that_it_lacks_the_operator(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    model = onnx.load(save_colour_cells(tmp_path / "m.onnx"))
+    model.graph.node[0].op_type, model.graph.node[0].domain = "DecodeNMS", "boxwright"
+    model.opset_import.append(onnx.helper.make_opsetid("boxwright", 1))
+    onnx.save(model, tmp_path / "plugin.onnx")
+    with pytest.raises(UnsupportedError, match="--nms graph") as caught:
+        Detector(tmp_path / "plugin.onnx", backend="openvino")
+    assert "\n" not in str(caught.value)

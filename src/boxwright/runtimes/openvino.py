@@ -25,6 +25,8 @@ SUFFIXES = (".xml", ".onnx")
 # OpenVINO would choose the precision by the CPU; here it is what was asked for.
 _PRECISION_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _HEAD_BYTES = 4096
+_PLUGIN_NODE = "boxwright.DecodeNMS"
+_ADVICE = "To facilitate the conversion"  # begins a line that leads to a web page
 
 
 def available() -> str | None:
@@ -221,10 +223,16 @@ def _read_onnx(core: openvino.Core, path: Path) -> tuple[openvino.Model, str | N
     return model, onnx_file.metadata.get(METADATA_KEY)
 
 
-def _unreadable(path: Path, error: RuntimeError) -> ModelFileError:
-    return ModelFileError(
-        str(path), expected="a file that OpenVINO reads", got=_last_line(error), fix="export it again"
-    )
+def _unreadable(path: Path, error: RuntimeError) -> ModelFileError | UnsupportedError:
+    reason = _last_line(error)
+    if _PLUGIN_NODE in reason:
+        return UnsupportedError(
+            str(path),
+            expected="a graph of operators that OpenVINO knows",
+            got=f"one with the node {_PLUGIN_NODE}",
+            fix="export it with --nms graph or --nms none",
+        )
+    return ModelFileError(str(path), expected="a file that OpenVINO reads", got=reason, fix="export it again")
 
 
 def _check_precision(compiled: openvino.CompiledModel, path: str, precision: str) -> None:
@@ -247,5 +255,6 @@ def _spec(port: openvino.ConstOutput) -> TensorSpec:
 
 def _last_line(error: Exception) -> str:
     """The line of OpenVINO's message that says what is wrong; those before it say where in its sources."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+    lines = [line.strip(" -") for line in str(error).splitlines()]
+    telling = [line for line in lines if line and not line.startswith(_ADVICE)]
+    return telling[-1] if telling else type(error).__name__
