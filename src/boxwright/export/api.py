@@ -141,10 +141,11 @@ def export(
         opened = _open_source(source, model, head, labels, preprocess, options, report)
         images, problems = verification_images(data, split, opened.manifest)
         candidate, manifest = _build(opened, options, Path(folder), report)
+        engine = "openvino" if options.format == "openvino" else "onnxruntime"
         report("comparing detections with the source")
         record = verify.compare(
             opened.open_reference,
-            lambda conf: Detector(candidate, conf=conf, iou=manifest.iou_threshold),
+            lambda conf: Detector(candidate, backend=engine, conf=conf, iou=manifest.iou_threshold),
             images,
             manifest.preprocess,
             reference_name=opened.reference_name,

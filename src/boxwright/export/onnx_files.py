@@ -7,11 +7,11 @@ from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
 
 from boxwright.core.errors import ManifestError, ModelFileError
 from boxwright.core.files import atomic_file
 from boxwright.core.manifest import METADATA_KEY, Manifest
+from boxwright.runtimes.model_file import inspect_onnx
 
 INPUT_NAME = "images"
 # Protobuf holds at most 2 GiB; larger tensors go into a file beside the model.
@@ -24,40 +24,16 @@ def read_onnx(path: Path) -> ir.Model:
     Raises:
         ModelFileError: where it is not there, cut off or no ONNX, or its data lie outside its folder.
     """
+    inspect_onnx(path)
     try:
-        proto = onnx.load(path, load_external_data=False)
-    except OSError as error:
-        raise ModelFileError(
-            str(path), expected="an ONNX file", got=error.strerror or str(error), fix="check the path"
-        ) from error
-    except DecodeError as error:
-        raise _broken(path, "bytes that are none, or cut off") from error
-    if not proto.graph.output:
-        raise _broken(path, "no graph in it")
-    _check_external_data(proto, path)
-    try:
-        onnx.load_external_data_for_model(proto, str(path.parent))
-        return ir.from_proto(proto)
+        return ir.from_proto(onnx.load(path))
     except (onnx.checker.ValidationError, OSError, ValueError) as error:
-        raise _broken(path, str(error).splitlines()[0]) from error
-
-
-def _broken(path: Path, got: str) -> ModelFileError:
-    return ModelFileError(str(path), expected="a whole ONNX file", got=got, fix="export or copy it again")
-
-
-def _check_external_data(proto: onnx.ModelProto, path: Path) -> None:
-    """Weights of another folder are none of the model's business, whoever wrote the path."""
-    folder = path.parent.resolve()
-    for tensor in proto.graph.initializer:
-        for entry in tensor.external_data:
-            if entry.key == "location" and not (folder / entry.value).resolve().is_relative_to(folder):
-                raise ModelFileError(
-                    str(path),
-                    expected="external data in the model's own folder",
-                    got=repr(entry.value),
-                    fix="save the model again with its data beside it",
-                )
+        raise ModelFileError(
+            str(path),
+            expected="a whole ONNX file",
+            got=str(error).splitlines()[0],
+            fix="export or copy it again",
+        ) from error
 
 
 def write_onnx(model: ir.Model, path: Path) -> None:

@@ -74,11 +74,7 @@ def _all_of_row(builder: DecodeNmsBuilder, flags: ir.Value) -> ir.Value:
 
 
 class _Coding(NamedTuple):
-    """What a box coding may use. All is four columns wide, x, y, x, y, so that formulas hold for both corners.
-
-    (Corners that are put together from two columns each would be natural, but of a Concat inside a Concat OpenVINO
-    2026.4 reads memory that nothing was written to.)
-    """
+    """What a box coding may use. All is four columns wide, x, y, x, y, so that formulas hold for both corners."""
 
     builder: DecodeNmsBuilder
     raw: ir.Value  # (B, M, 4)

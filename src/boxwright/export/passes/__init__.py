@@ -1,7 +1,8 @@
 """Graph passes, one file each; the file name is the registry.
 
 A pass opens with its algebra and has `run(model) -> bool`, which changes the model in place and says whether it did,
-and `ORDER`: passes run from the lowest to the highest. Every export runs all of them before decoding and NMS are put in.
+and `ORDER`: passes run from the lowest to the highest. Every export runs all of them before decoding and NMS are put
+in.
 """
 
 from __future__ import annotations
