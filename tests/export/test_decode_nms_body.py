@@ -1,0 +1,216 @@
+"""DecodeNMS in standard ONNX operators, in every engine, held to the numpy reference by the rule of `agreement`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnx_ir.passes.common as common_passes
+import pytest
+from numpy.typing import NDArray
+
+from agreement import find_disagreement
+from boxwright.core.decode import DecodeNmsOutput, decode_nms
+from boxwright.core.decode_nms_attributes import DecodeNmsAttributes
+from boxwright.core.errors import InputError
+from boxwright.export.decode_nms.function import (
+    DOMAIN,
+    FUNCTION_IR_VERSION,
+    OP_TYPE,
+    OUTPUT_NAMES,
+    decode_nms_function,
+    input_names,
+    node_attributes,
+)
+from decode_nms_cases import Case
+
+Arrays = dict[str, NDArray[Any]]
+CORPUS = Path(__file__).parents[1] / "core" / "decode_nms_corpus.jsonl"
+# Larger heads say nothing new and take seconds each in the rule of agreement.
+MOST_LOGITS = 20_000
+# ONNX Runtime's sigmoid is off by 1e-4 of itself in its tail, which shows where it multiplies scores like 1e30.
+LARGEST_SCORE = 1e3
+
+
+def corpus(start: int, step: int) -> list[Case]:
+    lines = [line for line in CORPUS.read_text().splitlines() if line]
+    cases = [Case.from_json(line) for line in lines[start::step]]
+    return [case for case in cases if case.batch_size * case.num_anchors * case.num_classes <= MOST_LOGITS]
+
+
+def decode_nms_model(arrays: Arrays, attributes: DecodeNmsAttributes, *, inline: bool, open_batch: bool) -> bytes:
+    """A model of DecodeNMS alone, its inputs those of the operator."""
+    has_priors = "priors" in arrays
+    _, num_anchors, num_classes = arrays["class_logits"].shape
+    function = decode_nms_function(
+        attributes, has_priors=has_priors, num_pairs=num_anchors * num_classes if inline else None
+    )
+    inputs = []
+    for name in input_names(attributes, has_priors=has_priors):
+        shape: list[int | str] = list(arrays[name].shape) if name in arrays else [1]
+        if open_batch and name in arrays and not (name == "priors" and len(shape) == 2):
+            shape[0] = "batch"
+        inputs.append(ir.Value(name=name, type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(shape)))
+    node = ir.node(
+        OP_TYPE,
+        inputs,
+        domain=DOMAIN,
+        overload=function.overload,
+        attributes=node_attributes(attributes),
+        num_outputs=len(OUTPUT_NAMES),
+    )
+    types = (ir.DataType.INT32, ir.DataType.FLOAT, ir.DataType.FLOAT, ir.DataType.INT32)
+    top = attributes.max_detections
+    for output, name, dtype, rest in zip(node.outputs, OUTPUT_NAMES, types, ([1], [top, 4], [top], [top]), strict=True):
+        output.name, output.type, output.shape = name, ir.TensorType(dtype), ir.Shape(["batch", *rest])
+    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": 17, DOMAIN: 1}, name="decode_nms")
+    model = ir.Model(graph, ir_version=FUNCTION_IR_VERSION, functions=[function])
+    if inline:
+        common_passes.InlinePass()(model)
+    content: bytes = ir.to_proto(model).SerializeToString()
+    return content
+
+
+def feeds(case: Case, arrays: Arrays) -> Arrays:
+    thresholds = {"score_threshold": case.score_threshold, "iou_threshold": case.iou_threshold}
+    return {**arrays, **{name: np.array([value], np.float32) for name, value in thresholds.items()}}
+
+
+def run_onnxruntime(model: bytes, inputs: Arrays) -> DecodeNmsOutput:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    names = {entry.name for entry in session.get_inputs()}
+    return DecodeNmsOutput(*session.run(OUTPUT_NAMES, {k: v for k, v in inputs.items() if k in names}))
+
+
+def run_openvino(model: bytes, inputs: Arrays) -> DecodeNmsOutput:
+    openvino = pytest.importorskip("openvino")
+    core = openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
+    compiled = core.compile_model(core.read_model(model), "CPU", settings)
+    names = {name for port in compiled.inputs for name in port.names}
+    result = compiled({k: v for k, v in inputs.items() if k in names})
+    return DecodeNmsOutput(*(np.array(result[name]) for name in OUTPUT_NAMES))
+
+
+def disagreements(
+    cases: list[Case], run: Callable[[bytes, Arrays], DecodeNmsOutput], forms: tuple[str, ...]
+) -> list[str]:
+    """One line for each case that an engine decodes otherwise than the reference."""
+    found = []
+    compared = 0
+    for number, case in enumerate(cases):
+        inputs = case.inputs()
+        if decode_nms(**inputs).scores.max(initial=0) > LARGEST_SCORE:
+            continue
+        arrays = {name: np.ascontiguousarray(v) for name, v in inputs.items() if isinstance(v, np.ndarray)}
+        inline = forms[number % len(forms)] == "inlined"
+        model = decode_nms_model(arrays, case.attributes, inline=inline, open_batch=number % 3 == 0)
+        compared += 1
+        disagreement = find_disagreement(run(model, feeds(case, arrays)), **inputs)
+        if disagreement:
+            found.append(f"{disagreement}: {case.to_json()}")
+    assert compared >= 0.8 * len(cases) > 20
+    return found
+
+
+def test_onnxruntime_agrees_with_the_reference() -> None:
+    assert disagreements(corpus(0, 16), run_onnxruntime, ("inlined", "function")) == []
+
+
+def test_openvino_agrees_with_the_reference() -> None:
+    # OpenVINO's optimizer does not compile graphs whose tensors are known to be empty.
+    cases = [case for case in corpus(3, 40) if case.num_anchors > 0]
+    assert disagreements(cases, run_openvino, ("inlined",)) == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("start", range(8))
+def test_onnxruntime_agrees_on_the_whole_corpus(start: int) -> None:
+    assert disagreements(corpus(start, 8), run_onnxruntime, ("inlined", "function")) == []
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("start", range(8))
+def test_openvino_agrees_on_the_whole_corpus(start: int) -> None:
+    cases = [case for case in corpus(start, 8) if case.num_anchors > 0]
+    assert disagreements(cases, run_openvino, ("inlined",)) == []
+
+
+def tied_case() -> Case:
+    """Many equal scores, of several classes, none near the cut of the top-k."""
+    attributes = DecodeNmsAttributes(box_coding="cxcywh", multi_label=False, pre_nms_top_k=1000, max_detections=300)
+    return Case(
+        seed=5,
+        batch_size=2,
+        num_anchors=250,
+        num_classes=7,
+        attributes=attributes,
+        score_threshold=0.05,
+        iou_threshold=0.5,
+        logit_step=1.0,
+        prior_form="none",
+    )
+
+
+@pytest.mark.parametrize("run", [run_onnxruntime, run_openvino])
+def test_ties_are_settled_by_class_and_anchor_in_every_engine(run: Callable[[bytes, Arrays], DecodeNmsOutput]) -> None:
+    """OpenVINO's TopK does not keep the order of equal numbers; the graph must not depend on it."""
+    case = tied_case()
+    inputs = case.inputs()
+    arrays = {name: value for name, value in inputs.items() if isinstance(value, np.ndarray)}
+    model = decode_nms_model(arrays, case.attributes, inline=True, open_batch=False)
+    actual, expected = run(model, feeds(case, arrays)), decode_nms(**inputs)
+    assert len(np.unique(expected.scores)) < 12 < expected.num_detections.min()
+    np.testing.assert_array_equal(actual.num_detections, expected.num_detections)
+    np.testing.assert_array_equal(actual.class_ids, expected.class_ids)
+    np.testing.assert_allclose(actual.boxes, expected.boxes, rtol=1e-6, atol=1e-4)
+
+
+OPERATORS_OF_TENSORRT_8_5 = frozenset(
+    # Source: docs/operators.md of onnx-tensorrt, branch 8.5-GA. Shape's attributes start and end are ignored there.
+    "Abs Add And ArgMax Cast Concat Constant ConstantOfShape CumSum Div Equal Exp Expand Flatten Gather "
+    "GatherElements GatherND Greater GreaterOrEqual If Less Loop MatMul Max Min Mod Mul Neg NonMaxSuppression "
+    "NonZero Not Or Pad Range Reciprocal ReduceMax ReduceMin ReduceSum Reshape Resize ScatterElements ScatterND "
+    "Shape Sigmoid Slice Softmax Sqrt Squeeze Sub TopK Transpose Unsqueeze Where".split()
+)
+
+
+@pytest.mark.parametrize("case", corpus(1, 80), ids=lambda case: f"{case.attributes.box_coding}-{case.seed}")
+def test_the_body_is_valid_and_keeps_to_what_tensorrt_reads(case: Case) -> None:
+    arrays = {name: value for name, value in case.inputs().items() if isinstance(value, np.ndarray)}
+    model = onnx.load_from_string(decode_nms_model(arrays, case.attributes, inline=True, open_batch=True))
+    onnx.checker.check_model(model)
+    assert {entry.version for entry in model.opset_import if entry.domain == ""} == {17}
+    assert not any(entry.domain == DOMAIN for entry in model.opset_import if model.functions)
+    loops = [attribute.g for node in model.graph.node for attribute in node.attribute if attribute.HasField("g")]
+    for node in [*model.graph.node, *(node for graph in loops for node in graph.node)]:
+        assert node.op_type in OPERATORS_OF_TENSORRT_8_5, node.op_type
+        assert node.op_type != "Shape" or not node.attribute
+
+
+def test_without_nms_there_is_no_nms_node() -> None:
+    attributes = DecodeNmsAttributes(box_coding="cxcywh", with_nms=False)
+    assert "NonMaxSuppression" not in {node.op_type for node in decode_nms_function(attributes, has_priors=False)}
+
+
+def test_overloads_tell_attribute_sets_apart() -> None:
+    attributes = [
+        DecodeNmsAttributes(box_coding="cxcywh"),
+        DecodeNmsAttributes(box_coding="xyxy"),
+        DecodeNmsAttributes(box_coding="xyxy", max_detections=100),
+    ]
+    names = {decode_nms_function(a, has_priors=p).overload for a in attributes for p in (False, True)}
+    assert len(names) == 6
+
+
+def test_a_coding_without_its_priors_is_refused() -> None:
+    with pytest.raises(InputError, match="priors"):
+        decode_nms_function(DecodeNmsAttributes(box_coding="yolox"), has_priors=False)
