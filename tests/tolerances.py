@@ -22,3 +22,8 @@ RAW_HEADS = 1e-3
 
 # Of a resized pixel, before it is normalised: roundings of the bilinear blend differ between implementations.
 GREY_LEVELS = 1
+
+# Of a real network's detections on different engines in float32, in pixels of the image and in score: a hundred
+# layers of sums in other orders.
+REAL_MODEL_BOXES = 2e-2
+REAL_MODEL_SCORES = 1e-4
