@@ -24,6 +24,8 @@ from boxwright.export.decode_nms.function import (
     node_attributes,
     overload_name,
 )
+from boxwright.export.graph_builder import GraphBuilder
+from boxwright.export.passes import fold_constants
 
 THRESHOLD_NAMES = ("score_threshold", "iou_threshold")
 
@@ -60,8 +62,9 @@ def insert_decode_nms(
     if priors is not None:
         operands["priors"] = _initializer(graph, "priors", priors)
     has_priors = "priors" in operands
-    for name, value in zip(THRESHOLD_NAMES, (score_threshold, iou_threshold), strict=True):
-        operands[name] = _threshold_input(graph, name, value)
+    for name in THRESHOLD_NAMES:
+        operands[name] = ir.Input(name, ir.Shape([]), ir.TensorType(ir.DataType.FLOAT))
+        graph.inputs.append(operands[name])
     nodes: list[ir.Node] = []
     if attributes.clip_to_image and "image_size_hw" not in operands:
         operands["image_size_hw"] = _canvas_size(graph, heads["class_logits"], size_hw, nodes)
@@ -89,7 +92,13 @@ def insert_decode_nms(
     if inline:
         InlinePass()(model)
         graph.opset_imports.pop(DOMAIN, None)
-        LiftConstantsToInitializersPass(lift_all_constants=False, size_limit=16)(model)
+        # Sizes become constants, among them the k of each TopK, which TensorRT 8.5 wants as an initializer.
+        fold_constants.run(model)
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+    for name, value in zip(THRESHOLD_NAMES, (score_threshold, iou_threshold), strict=True):
+        # Only now, or folding would take the defaults for constants.
+        operands[name].const_value = ir.tensor(np.array(value, dtype=np.float32), name=name)
+        graph.register_initializer(operands[name])
     return True
 
 
@@ -100,25 +109,14 @@ def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
-def _threshold_input(graph: ir.Graph, name: str, default: float) -> ir.Value:
-    """An input that need not be given: an initializer of the same name is its default."""
-    value = _initializer(graph, name, np.array(default, dtype=np.float32))
-    graph.inputs.append(value)
-    return value
-
-
 def _canvas_size(graph: ir.Graph, class_logits: ir.Value, size_hw: tuple[int, int], nodes: list[ir.Node]) -> ir.Value:
     """The input's height and width for every image of the batch, (B, 2)."""
-    size = _initializer(graph, "canvas_size_hw", np.array([size_hw], dtype=np.float32))
-    two = ir.Value(name="canvas_rank", const_value=ir.tensor(np.array([2], dtype=np.int64), name="canvas_rank"))
-    graph.register_initializer(two)
-    batch = ir.node("Shape", [class_logits], attributes={"start": 0, "end": 1}, name="canvas_batch")
-    shape = ir.node("Concat", [batch.outputs[0], two], attributes={"axis": 0}, name="canvas_shape")
-    expanded = ir.node("Expand", [size, shape.outputs[0]], name="canvas_of_batch")
-    nodes.extend([batch, shape, expanded])
-    for node in (batch, shape, expanded):
-        node.outputs[0].name = node.name
-    return expanded.outputs[0]
+    builder = GraphBuilder("canvas")
+    batch = builder.op("Slice", builder.op("Shape", class_logits), [0], [1], [0])
+    size = builder.constant(np.array([size_hw], dtype=np.float32))  # (1, 2)
+    sizes = builder.op("Expand", size, builder.op("Concat", batch, [2], axis=0))
+    nodes.extend(builder.nodes)
+    return sizes
 
 
 def _name_outputs(outputs: object, class_logits: ir.Value, max_detections: int) -> None:
