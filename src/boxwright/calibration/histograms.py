@@ -77,7 +77,7 @@ class ChannelHistograms:
         return result
 
     def magnitudes(self, quantile: float) -> DoubleArray:
-        """Upper border of the bin below which this part of each channel's magnitudes lies, at most the largest, (C,)."""
+        """Upper border of the bin below which this part of each channel's magnitudes lies, at most the largest (C,)."""
         folded = np.zeros((self.num_channels, 1 + _BINS_A_SIGN), dtype=np.float64)
         folded += self.counts[:, : 1 + _BINS_A_SIGN]
         folded[:, 1:] += self.counts[:, 1 + _BINS_A_SIGN :]

@@ -75,7 +75,7 @@ def quantize_input(layers: Sequence[Layer], histograms: ChannelHistograms, recip
         scale, zero_point = max(-low, high) / 127, 0
     else:
         scale = (high - low) / 255
-        zero_point = int(round(-low / scale)) if scale > 0 else 0
+        zero_point = round(-low / scale) if scale > 0 else 0
     return InputQuantization(
         factors=None if factors is None else factors.astype(np.float32),
         # A tensor that was always zero needs some scale.
