@@ -36,6 +36,7 @@ class Candidate:
         opener_options: further keywords for it, of JSON's types.
         name: tells it from the others of a run; made up by `with_names` where empty.
         shown_model: path to show instead, where `model` is a file made on the way.
+        variation: what else tells it from others of the same model, such as an input size.
     """
 
     model: str
@@ -47,6 +48,7 @@ class Candidate:
     opener_options: dict[str, Any] = field(default_factory=dict)
     name: str = ""
     shown_model: str | None = None
+    variation: str | None = None
 
     @property
     def model_shown(self) -> str:
@@ -60,7 +62,7 @@ def with_names(candidates: Sequence[Candidate]) -> list[Candidate]:
     for index, candidate in enumerate(candidates):
         others = [other for position, other in enumerate(candidates) if position != index]
         parts = [Path(candidate.model_shown).name]
-        for attribute in ("backend", "precision", "device"):
+        for attribute in ("variation", "backend", "precision", "device"):
             if any(getattr(other, attribute) != getattr(candidate, attribute) for other in others):
                 parts.append(getattr(candidate, attribute) or "auto")
         named.append(candidate.name or " ".join(parts))
@@ -94,8 +96,8 @@ def model_files(path: str | os.PathLike[str]) -> list[Path]:
     return [given]
 
 
-def is_quantized(path: str | os.PathLike[str]) -> bool:
-    """Whether the manifest inside a model file says that it is INT8; False where there is none to be read."""
+def read_manifest(path: str | os.PathLike[str]) -> Manifest | None:
+    """The manifest inside an ONNX file or OpenVINO model, read without an engine; None where there is none."""
     file = Path(path)
     if file.is_dir():
         found = sorted(file.glob("*.xml"))
@@ -110,9 +112,15 @@ def is_quantized(path: str | os.PathLike[str]) -> bool:
             text = html.unescape(entry[1]) if entry else None
         else:
             text = None
-        return text is not None and Manifest.from_json(text).precision == "int8"
+        return None if text is None else Manifest.from_json(text)
     except (OSError, InputError):  # whoever opens it will say what is wrong with it
-        return False
+        return None
+
+
+def is_quantized(path: str | os.PathLike[str]) -> bool:
+    """Whether the manifest inside a model file says that it is INT8."""
+    manifest = read_manifest(path)
+    return manifest is not None and manifest.precision == "int8"
 
 
 def size_mb(path: str | os.PathLike[str]) -> float:

@@ -145,6 +145,18 @@ class Worker:
         )
         return {"fps": found.fps, "batch": found.batch, "streams": found.streams}
 
+    def run_scenario(self, image_paths: list[str], log_dir: str, settings: dict[str, Any]) -> Reply:
+        """Let MLPerf's LoadGen ask."""
+        from boxwright.bench.scenarios import ScenarioSettings, run_loadgen
+
+        scenario = ScenarioSettings(**settings)
+        self._opened().close()
+        # One stream leaves the threads to the engine or the user; several share the cores out.
+        shared = 0 if scenario.streams == 1 else max(1, len(os.sched_getaffinity(0)) // scenario.streams)
+        return run_loadgen(
+            lambda: self._open_detector(self._num_threads or shared), image_paths, scenario, Path(log_dir)
+        )
+
     def close(self) -> Reply:
         """Let everything go."""
         if self._detector is not None:

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from boxwright.bench.results import Result
 
 _REDRAW_S = 0.5
-_PHASES = {"accuracy": "mAP, images", "latency": "latency, rounds", "throughput": "throughput, candidates"}
+_PHASES = {
+    "accuracy": "mAP, images",
+    "latency": "latency, rounds",
+    "throughput": "throughput, candidates",
+    "scenario": "LoadGen, candidates",
+}
 
 
 class BenchDisplay(Observer):
@@ -86,7 +91,7 @@ class BenchDisplay(Observer):
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _draw(self, *, force: bool = False) -> None:
         if force or time.monotonic() - self._drawn > _REDRAW_S:
@@ -102,21 +107,21 @@ class BenchDisplay(Observer):
 def results_table(results: Sequence[Result]) -> Table:
     """The rows as a table that fits a terminal of 80 columns."""
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("candidate", overflow="fold")
-    for heading in ("AP", "AP50", "FPS", "p50 ms", "p99 ms", "engine ms", "RSS MB", "MB"):
+    table.add_column("candidate", overflow="fold", min_width=12)
+    for heading in ("AP", "FPS", "p50 ms", "p99 ms", "engine ms", "RSS MB", "MB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in results:
-        name = f"{row.name}\n[dim]{row.backend} {row.precision}[/dim]"
+        name = f"{escape(_without_engine(row))}\n[dim]{row.backend} {row.precision}[/dim]"
         if row.latency_ms is None and row.map is None and row.status != "measured":
             table.add_row(name, row.status)
             continue
         table.add_row(
             name,
             number(row.map, 4),
-            number(row.map50, 4),
             number(row.fps, 1),
             _median_and_spread(row),
             part(row.latency_ms, "p99"),
@@ -125,6 +130,11 @@ def results_table(results: Sequence[Result]) -> Table:
             number(row.size_mb, 2),
         )
     return table
+
+
+def _without_engine(row: Result) -> str:
+    """The name, less the backend and precision that the next line says anyway."""
+    return row.name.removesuffix(f" {row.precision}").removesuffix(f" {row.backend}")
 
 
 def _median_and_spread(row: Result) -> str:

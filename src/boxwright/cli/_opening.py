@@ -8,10 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from boxwright.core.errors import InputError, MissingDependencyError, UnsupportedError
+from boxwright.core.errors import BoxwrightError, InputError, MissingDependencyError, UnsupportedError
 
 if TYPE_CHECKING:
     from boxwright.runtimes.detector import Detector
+
+
+class RefusedCandidateError(BoxwrightError):
+    """A candidate could not be made; the message is that of the error before."""
+
+
+class RefusedUnsupportedError(UnsupportedError):
+    """A candidate that cannot be; the message is that of the error before."""
+
+    def __init__(self, reason: str) -> None:
+        Exception.__init__(self, reason)
+
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt")
 
@@ -159,3 +171,23 @@ def open_candidate(
         iou=iou,
         checkpoint=options,
     )
+
+
+def refuse_candidate(
+    path: str,
+    *,
+    backend: str | None,
+    device: str,
+    precision: str | None,
+    num_threads: int,
+    conf: float | None,
+    iou: float | None,
+    unsupported: bool,
+    reason: str,
+) -> Detector:
+    """Stand for a candidate that could not be made, so that its row says why; called by name like `open_candidate`.
+
+    Raises:
+        RefusedCandidateError or RefusedUnsupportedError: always.
+    """
+    raise (RefusedUnsupportedError if unsupported else RefusedCandidateError)(reason)

@@ -19,6 +19,7 @@ FEWEST_BOXES = 50
 # Tried in this order until there are enough boxes: a network that finds nothing still ranks its guesses.
 SCORE_THRESHOLDS = (0.25, 0.05, 0.01, 0.001, 0.0)
 _MATCHING_IOU = 0.5
+_SAME_PLACE = 1e-2  # pixels of the image
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,6 +166,9 @@ def _counted(one: Detections, other: Detections, threshold: float, max_detection
 def match(reference: Detections, artifact: Detections) -> NDArray[np.int64]:
     """Pairs of rows (P, 2) of the same class, the best overlaps first, each row in one pair at most."""
     overlaps = pairwise_overlaps(reference.boxes_xyxy, artifact.boxes_xyxy)  # (R, A)
+    # A box that lay in the padding was clipped to nothing, and overlaps nothing, itself included.
+    offsets = np.abs(reference.boxes_xyxy[:, None] - artifact.boxes_xyxy[None]).max(axis=2, initial=0)  # (R, A)
+    overlaps = np.where(offsets <= _SAME_PLACE, 1, overlaps)
     overlaps = np.where(reference.class_ids[:, None] == artifact.class_ids[None], overlaps, 0)
     # Of equal boxes the one with the nearer score is the partner.
     nearness = np.abs(reference.scores[:, None] - artifact.scores[None])
