@@ -20,6 +20,7 @@ from boxwright.core.errors import InputError
 from boxwright.export.decode_nms.function import (
     DOMAIN,
     FUNCTION_IR_VERSION,
+    OLDEST_OPSET,
     OP_TYPE,
     OUTPUT_NAMES,
     decode_nms_function,
@@ -42,12 +43,14 @@ def corpus(start: int, step: int) -> list[Case]:
     return [case for case in cases if case.batch_size * case.num_anchors * case.num_classes <= MOST_LOGITS]
 
 
-def decode_nms_model(arrays: Arrays, attributes: DecodeNmsAttributes, *, inline: bool, open_batch: bool) -> bytes:
+def decode_nms_model(
+    arrays: Arrays, attributes: DecodeNmsAttributes, *, inline: bool, open_batch: bool, opset: int = OLDEST_OPSET
+) -> bytes:
     """A model of DecodeNMS alone, its inputs those of the operator."""
     has_priors = "priors" in arrays
     _, num_anchors, num_classes = arrays["class_logits"].shape
     function = decode_nms_function(
-        attributes, has_priors=has_priors, num_pairs=num_anchors * num_classes if inline else None
+        attributes, has_priors=has_priors, num_pairs=num_anchors * num_classes if inline else None, opset=opset
     )
     inputs = []
     for name in input_names(attributes, has_priors=has_priors):
@@ -67,7 +70,7 @@ def decode_nms_model(arrays: Arrays, attributes: DecodeNmsAttributes, *, inline:
     top = attributes.max_detections
     for output, name, dtype, rest in zip(node.outputs, OUTPUT_NAMES, types, ([1], [top, 4], [top], [top]), strict=True):
         output.name, output.type, output.shape = name, ir.TensorType(dtype), ir.Shape(["batch", *rest])
-    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": 17, DOMAIN: 1}, name="decode_nms")
+    graph = ir.Graph(inputs, node.outputs, nodes=[node], opset_imports={"": opset, DOMAIN: 1}, name="decode_nms")
     model = ir.Model(graph, ir_version=FUNCTION_IR_VERSION, functions=[function])
     if inline:
         common_passes.InlinePass()(model)
@@ -194,6 +197,17 @@ def test_the_body_is_valid_and_keeps_to_what_tensorrt_reads(case: Case) -> None:
     for node in [*model.graph.node, *(node for graph in loops for node in graph.node)]:
         assert node.op_type in OPERATORS_OF_TENSORRT_8_5, node.op_type
         assert node.op_type != "Shape" or not node.attribute
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_newer_operators_give_the_same(opset: int) -> None:
+    case = tied_case()
+    inputs = case.inputs()
+    arrays = {name: value for name, value in inputs.items() if isinstance(value, np.ndarray)}
+    for inline in (False, True):
+        model = decode_nms_model(arrays, case.attributes, inline=inline, open_batch=False, opset=opset)
+        onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
+        assert find_disagreement(run_onnxruntime(model, feeds(case, arrays)), **inputs) == ""
 
 
 def test_without_nms_there_is_no_nms_node() -> None:

@@ -36,7 +36,9 @@ LabelsOption = Annotated[
 MaxDetectionsOption = Annotated[int, typer.Option("--max-det", min=1, help="Detections kept of an image.")]
 NmsOption = Annotated[NmsForm, typer.Option("--nms", help="Where decoding and NMS happen.")]
 NumThreadsOption = Annotated[int | None, typer.Option("--num-threads", min=1, help="CPU threads of the engine.")]
-OpsetOption = Annotated[int, typer.Option("--opset", min=17, help="ONNX operator set.")]
+OpsetOption = Annotated[
+    int | None, typer.Option("--opset", min=17, help="ONNX operator set; 17 if not given, or the oldest that will do.")
+]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Arithmetic of the engine.")]
 PreprocessOption = Annotated[
     str | None, typer.Option("--preprocess", help="Preprocessing of an author's file, by name.")

@@ -56,7 +56,7 @@ def export(
     max_det: Annotated[int | None, typer.Option("--max-det", min=1, help="Detections kept of an image.")] = None,
     agnostic_nms: AgnosticNmsOption = False,
     precision: PrecisionOption = "fp32",
-    opset: OpsetOption = 17,
+    opset: OpsetOption = None,
     data: DataIfAnyOption = None,
     split: SplitOption = "val",
     as_json: JsonOption = False,

@@ -19,6 +19,7 @@ from boxwright.core.manifest import Manifest, VerificationRecord
 from boxwright.core.preprocess_presets import preset
 from boxwright.export import verify
 from boxwright.export.adopt import adopt, input_size_hw, raise_opset
+from boxwright.export.decode_nms.function import OLDEST_OPSET
 from boxwright.export.decode_nms.insert import insert_decode_nms
 from boxwright.export.onnx_files import read_manifest, read_onnx, set_manifest, sha256_of_file, write_onnx
 from boxwright.export.passes import run_passes
@@ -26,6 +27,7 @@ from boxwright.export.reference import ForeignBackend
 from boxwright.export.to_openvino import WEIGHTS_PRECISIONS, convert_to_openvino
 from boxwright.export.verification_images import verification_images
 from boxwright.runtimes.detector import Detector
+from boxwright.runtimes.openvino_plugin import require_openvino_plugin
 
 Format = Literal["onnx", "openvino"]
 NmsForm = Literal["graph", "plugin", "none"]
@@ -65,25 +67,20 @@ class ExportOptions:
     max_det: int | None = None
     agnostic_nms: bool = False
     precision: str = "fp32"
-    opset: int = 17
+    opset: int | None = None
 
     def __post_init__(self) -> None:
         _require(self.format in FORMATS, "--format", "one of " + ", ".join(FORMATS), self.format)
         _require(self.nms in ("graph", "plugin", "none"), "--nms", "graph, plugin or none", self.nms)
         _require(self.batch >= 1, "--batch", "at least 1", self.batch)
-        _require(self.opset >= 17, "--opset", "at least 17", self.opset)
+        _require(self.opset is None or self.opset >= 17, "--opset", "at least 17", self.opset)
         _require(self.max_det is None or self.max_det >= 1, "--max-det", "at least 1", self.max_det)
         for name, value in (("--conf", self.conf), ("--iou", self.iou)):
             _require(value is None or 0 <= value <= 1, name, "a number in [0, 1]", value)
         allowed = WEIGHTS_PRECISIONS if self.format == "openvino" else ("fp32",)
         _require(self.precision in allowed, f"--precision for {self.format}", " or ".join(allowed), self.precision)
         if self.format == "openvino" and self.nms == "plugin":
-            raise UnsupportedError(
-                "--nms plugin",
-                expected="graph or none for OpenVINO",
-                got="plugin",
-                fix="pass --nms graph, or export to ONNX with --nms plugin",
-            )
+            require_openvino_plugin("--format openvino --nms plugin")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +229,7 @@ def _open_foreign(
     foreign = read_onnx(source)
     class_names = load_labels(labels)
     size_hw = input_size_hw(foreign, source, options.size_hw)
-    foreign = raise_opset(foreign, source, options.opset)
+    foreign = raise_opset(foreign, source, options.opset or OLDEST_OPSET)
     decode = adopt(foreign, source, head, len(class_names), size_hw)
     _set_batch(foreign, options)
     manifest = _with_options(

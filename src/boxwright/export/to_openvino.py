@@ -7,6 +7,8 @@ from pathlib import Path
 from boxwright.core.errors import MissingDependencyError, UnsupportedError
 from boxwright.core.manifest import METADATA_KEY, Manifest
 from boxwright.runtimes.model_file import onnx_without_initializers
+from boxwright.runtimes.openvino import load_plugin_if_built
+from boxwright.runtimes.openvino_plugin import mentions_decode_nms
 
 THRESHOLD_NAMES = ("score_threshold", "iou_threshold")
 WEIGHTS_PRECISIONS = ("fp32", "fp16")
@@ -33,6 +35,8 @@ def convert_to_openvino(onnx_path: Path, directory: Path, manifest: Manifest, *,
     except ImportError as error:
         raise MissingDependencyError("openvino", extra="openvino", needed_for="--format openvino") from error
     core = openvino.Core()
+    if mentions_decode_nms(onnx_path):
+        load_plugin_if_built(core)
     try:
         if manifest.stage == "detections":
             model = core.read_model(onnx_without_initializers(onnx_path, THRESHOLD_NAMES))

@@ -16,6 +16,9 @@ from boxwright.core.decode_spec import RAW_HEAD_NAMES
 from boxwright.core.errors import UnsupportedError
 from boxwright.export.onnx_files import INPUT_NAME
 
+# The newest that TensorRT 8.5 reads.
+OLDEST_OPSET = 17
+
 
 class _HeadsInOrder(nn.Module):
     """Gives the raw heads as a tuple, so that the graph's outputs have a known order."""
@@ -31,7 +34,12 @@ class _HeadsInOrder(nn.Module):
 
 
 def trace(
-    module: nn.Module, size_hw: tuple[int, int], *, batch: int = 1, dynamic_batch: bool = False, opset: int = 17
+    module: nn.Module,
+    size_hw: tuple[int, int],
+    *,
+    batch: int = 1,
+    dynamic_batch: bool = False,
+    opset: int | None = None,
 ) -> onnx.ModelProto:
     """Trace a detector into an ONNX graph from `images` to its raw heads.
 
@@ -40,7 +48,7 @@ def trace(
         size_hw: height and width of the input.
         batch: images in a batch; ignored where `dynamic_batch`.
         dynamic_batch: whether the batch size stays open.
-        opset: version of ONNX's operators.
+        opset: version of ONNX's operators; where None, 17, or the oldest after it that has all that the module needs.
 
     Returns:
         A model with the outputs `box_regression`, `class_logits` and whichever other raw heads the module gives.
@@ -61,7 +69,7 @@ def trace(
                 _HeadsInOrder(module, names),
                 (example,),
                 dynamo=True,
-                opset_version=opset,
+                opset_version=opset or OLDEST_OPSET,
                 input_names=[INPUT_NAME],
                 output_names=list(names),
                 dynamic_shapes=dynamic,
@@ -76,7 +84,8 @@ def trace(
             ) from error
     assert program is not None
     model = program.model_proto
-    _check_opset(model, opset)
+    if opset is not None:
+        _check_opset(model, opset)
     return model
 
 

@@ -70,7 +70,7 @@ def _gather_priors(
 
 def _all_of_row(builder: DecodeNmsBuilder, flags: ir.Value) -> ir.Value:
     """(B, M) bool, true where all of (B, M, D) are."""
-    return builder.op("Greater", builder.op("ReduceMin", builder.to_float(flags), axes=[2], keepdims=0), 0.5)
+    return builder.op("Greater", builder.reduce("ReduceMin", builder.to_float(flags)), 0.5)
 
 
 class _Coding(NamedTuple):

@@ -9,6 +9,7 @@ from boxwright.export.graph_builder import GraphBuilder
 
 # Integers up to this are exact in float32.
 EXACT_IN_FLOAT = 2**24
+_REDUCE_TAKES_AXES_AS_INPUT = 18
 
 
 class DecodeNmsBuilder(GraphBuilder):
@@ -16,13 +17,17 @@ class DecodeNmsBuilder(GraphBuilder):
 
     Attributes:
         attributes: of the operator.
+        opset: that the body is written for, 17 or newer.
         key_type: of integers that are sorted. TensorRT 8.5 sorts floats alone, but int64 is exact for any size.
     """
 
-    def __init__(self, attributes: DecodeNmsAttributes, *, key_type: ir.DataType, prefix: str = "decode_nms") -> None:
+    def __init__(
+        self, attributes: DecodeNmsAttributes, *, key_type: ir.DataType, opset: int, prefix: str = "decode_nms"
+    ) -> None:
         super().__init__(prefix)
         self.attributes = attributes
         self.key_type = key_type
+        self.opset = opset
         self._shapes: dict[ir.Value, ir.Value] = {}
 
     def dimension(self, values: ir.Value, axis: int) -> ir.Value:
@@ -49,6 +54,12 @@ class DecodeNmsBuilder(GraphBuilder):
     def scalar(self, vector: ir.Value) -> ir.Value:
         """The number in a one-element vector."""
         return self.op("Squeeze", vector, [0])
+
+    def reduce(self, op_type: str, values: ir.Value, *, keep_axis: bool = False) -> ir.Value:
+        """ReduceMax or ReduceMin of (A, B, C) along the last axis."""
+        if self.opset < _REDUCE_TAKES_AXES_AS_INPUT:
+            return self.op(op_type, values, axes=[2], keepdims=int(keep_axis))
+        return self.op(op_type, values, [2], keepdims=int(keep_axis))
 
     def to_float(self, values: ir.Value) -> ir.Value:
         return self.op("Cast", values, to=ir.DataType.FLOAT)

@@ -22,7 +22,7 @@ OP_TYPE = "DecodeNMS"
 OUTPUT_NAMES = ("num_detections", "boxes", "scores", "class_ids")
 # Overloads of functions, which tell the sets of attributes apart, came with this version of ONNX's format.
 FUNCTION_IR_VERSION = 10
-BODY_OPSET = 17
+OLDEST_OPSET = 17
 
 
 def input_names(attributes: DecodeNmsAttributes, *, has_priors: bool) -> tuple[str, ...]:
@@ -38,9 +38,9 @@ def input_names(attributes: DecodeNmsAttributes, *, has_priors: bool) -> tuple[s
 
 
 def decode_nms_function(
-    attributes: DecodeNmsAttributes, *, has_priors: bool, num_pairs: int | None = None
+    attributes: DecodeNmsAttributes, *, has_priors: bool, num_pairs: int | None = None, opset: int = OLDEST_OPSET
 ) -> ir.Function:
-    """The local function that does what DecodeNMS does with these attributes, in operators of opset 17.
+    """The local function that does what DecodeNMS does with these attributes, in standard operators.
 
     It takes any batch size and, unless `num_pairs` is given, any number of anchors and classes.
 
@@ -49,6 +49,7 @@ def decode_nms_function(
         has_priors: whether there is an input `priors`.
         num_pairs: anchors times classes, where they are known: TensorRT 8.5 needs to sort in float32, which a number
             of pairs that float32 cannot count does not allow.
+        opset: of the operators, 17 or newer.
 
     Raises:
         InputError: where the coding needs priors and there are none.
@@ -65,11 +66,11 @@ def decode_nms_function(
     greatest_key = math.inf if num_pairs is None else max(num_pairs, _most_sorted(attributes, num_pairs) ** 2)
     sorts_in_float = greatest_key <= EXACT_IN_FLOAT
     key_type = ir.DataType.FLOAT if sorts_in_float else ir.DataType.INT64
-    builder = DecodeNmsBuilder(attributes, key_type=key_type)
+    builder = DecodeNmsBuilder(attributes, key_type=key_type, opset=opset)
     outputs = _body(builder, inputs)
     for name, output in zip(OUTPUT_NAMES, outputs, strict=True):
         output.name = name
-    graph = ir.Graph(list(inputs.values()), list(outputs), nodes=builder.nodes, opset_imports={"": BODY_OPSET})
+    graph = ir.Graph(list(inputs.values()), list(outputs), nodes=builder.nodes, opset_imports={"": opset})
     declared = [ir.Attr(name, ir.AttributeType.UNDEFINED, None) for name in node_attributes(attributes)]
     return ir.Function(
         DOMAIN, OP_TYPE, overload_name(attributes, has_priors=has_priors), graph=graph, attributes=declared

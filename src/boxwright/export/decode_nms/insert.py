@@ -69,10 +69,12 @@ def insert_decode_nms(
     if attributes.clip_to_image and "image_size_hw" not in operands:
         operands["image_size_hw"] = _canvas_size(graph, heads["class_logits"], size_hw, nodes)
     shape = heads["class_logits"].shape
-    num_pairs = (
-        None if shape is None or not all(isinstance(n, int) for n in shape[1:]) else int(shape[1]) * int(shape[2])
+    num_anchors, num_classes = (None, None) if shape is None else shape[1:]
+    sizes_are_known = isinstance(num_anchors, int) and isinstance(num_classes, int)
+    num_pairs = num_anchors * num_classes if sizes_are_known else None
+    function = decode_nms_function(
+        attributes, has_priors=has_priors, num_pairs=num_pairs, opset=graph.opset_imports[""]
     )
-    function = decode_nms_function(attributes, has_priors=has_priors, num_pairs=num_pairs)
     node = ir.node(
         OP_TYPE,
         [operands[name] for name in input_names(attributes, has_priors=has_priors)],

@@ -43,7 +43,7 @@ def comparable_values(builder: DecodeNmsBuilder, class_logits: ir.Value, objectn
     allowed = None
     if attributes.score_activation == "softmax":
         finite = builder.to_float(is_finite(builder, class_logits))
-        row_is_finite = builder.op("ReduceMin", finite, axes=[2], keepdims=1)  # (B, N, 1)
+        row_is_finite = builder.reduce("ReduceMin", finite, keep_axis=True)  # (B, N, 1)
         allowed = builder.op("Greater", row_is_finite, 0.5)
         values = builder.op("Softmax", class_logits, axis=2)
     elif needs_early_product(attributes):

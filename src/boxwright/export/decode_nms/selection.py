@@ -37,7 +37,7 @@ def select_candidates(builder: DecodeNmsBuilder, class_logits: ir.Value, objectn
     values = comparable_values(builder, class_logits, objectness)
     if builder.attributes.top_k_scope == "class":
         return _best_of_each_class(builder, values, objectness)
-    best_values = builder.op("ReduceMax", values, axes=[2], keepdims=0)
+    best_values = builder.reduce("ReduceMax", values)
     head = _Head(values, objectness, best_values, final_scores(builder, best_values, objectness))
     if builder.attributes.top_k_scope == "image":
         return _best_of_part(builder, head)
@@ -107,7 +107,7 @@ def _first_equal(builder: DecodeNmsBuilder, values: ir.Value, wanted: ir.Value) 
     index = builder.op(
         "Where", builder.op("Equal", values, wanted), builder.class_indices(num_classes), builder.to_float(num_classes)
     )
-    return builder.op("ReduceMin", index, axes=[2], keepdims=0)
+    return builder.reduce("ReduceMin", index)
 
 
 def _best_of_level(builder: DecodeNmsBuilder, head: _Head, start: int, stop: int) -> Candidates:
@@ -123,7 +123,7 @@ def _best_of_each_class(builder: DecodeNmsBuilder, values: ir.Value, objectness:
     column = None if objectness is None else builder.op("Unsqueeze", objectness, [2])
     scores = final_scores(builder, values, column)  # (B, N, C)
     if not builder.attributes.multi_label:
-        best = _first_equal(builder, values, builder.op("ReduceMax", values, axes=[2], keepdims=1))
+        best = _first_equal(builder, values, builder.reduce("ReduceMax", values, keep_axis=True))
         is_best = builder.op("Equal", builder.op("Unsqueeze", best, [2]), class_indices)
         scores = builder.op("Where", is_best, scores, -math.inf)
     by_class = builder.op("Transpose", scores, perm=[0, 2, 1])  # (B, C, N)

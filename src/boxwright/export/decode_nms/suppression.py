@@ -108,16 +108,16 @@ def _keep_by_diou(
     steps = builder.op("Min", builder.scalar(builder.dimension(valid, 1)), builder.attributes.max_detections)
     alive_keys = rank_keys(builder, valid)
     zeros = builder.op("ConstantOfShape", builder.shape(valid), value=ir.tensor(np.zeros(1, np.float32)))
-    step = _diou_step(builder.attributes, candidates.classes, boxes_xyxy, iou_threshold)
+    step = _diou_step(builder.attributes, builder.opset, candidates.classes, boxes_xyxy, iou_threshold)
     _, kept = builder.ops("Loop", (steps, builder.constant(np.array(True)), alive_keys, zeros), 2, {"body": step})
     return builder.op("Greater", kept, 0.5)
 
 
 def _diou_step(
-    attributes: DecodeNmsAttributes, classes: ir.Value, boxes_xyxy: ir.Value, iou_threshold: ir.Value
+    attributes: DecodeNmsAttributes, opset: int, classes: ir.Value, boxes_xyxy: ir.Value, iou_threshold: ir.Value
 ) -> ir.Graph:
     """Body of the loop: rank keys of those alive (B, M), -1 for the others, and a mask of those kept (B, M)."""
-    inside = DecodeNmsBuilder(attributes, key_type=ir.DataType.FLOAT, prefix="decode_nms/step")
+    inside = DecodeNmsBuilder(attributes, key_type=ir.DataType.FLOAT, opset=opset, prefix="decode_nms/step")
     float_type, bool_type = ir.TensorType(ir.DataType.FLOAT), ir.TensorType(ir.DataType.BOOL)
     open_shape = ir.Shape([None, None])
     iteration = ir.Value(name="decode_nms/iteration", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape([]))
