@@ -12,6 +12,8 @@ from boxwright.cli._output import print_json, progress_bar, stderr_console, stdo
 from boxwright.core.errors import AnswerIsNoError, MissingDependencyError
 
 if TYPE_CHECKING:
+    from rich.progress import TaskID
+
     from boxwright.calibration import CalibrationResult
 
 
@@ -43,14 +45,16 @@ def calibrate(
     except ModuleNotFoundError as error:
         raise MissingDependencyError(error.name or "onnx", extra="int8", needed_for="boxwright calibrate") from error
     target = out or model.with_name(f"{model.stem}_int8.onnx")
-    with progress_bar() as bar:
-        tasks: dict[str, object] = {}
+    bar = progress_bar()
+    tasks: dict[str, TaskID] = {}
 
-        def show(phase: str, done: int, total: int) -> None:
-            if phase not in tasks:
-                tasks[phase] = bar.add_task(phase, total=total)
-            bar.update(tasks[phase], completed=done)  # type: ignore[arg-type]
+    def show(phase: str, done: int, total: int) -> None:
+        bar.start()  # only now, so that an error before the work is one line alone
+        if phase not in tasks:
+            tasks[phase] = bar.add_task(phase, total=total)
+        bar.update(tasks[phase], completed=done)
 
+    try:
         result = run_calibration(
             model,
             data,
@@ -62,6 +66,9 @@ def calibrate(
             measure=measure,
             on_progress=show,
         )
+    finally:
+        if bar.live.is_started:
+            bar.stop()
     for warning in result.warnings:
         stderr_console().print(f"warning: {warning}", highlight=False, markup=False)
     if as_json:

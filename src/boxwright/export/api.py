@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,7 @@ import onnx_ir as ir
 
 import boxwright
 from boxwright.core.decode_spec import DecodeSpec
-from boxwright.core.errors import InputError, UnsupportedError
+from boxwright.core.errors import InputError, OutputError, UnsupportedError
 from boxwright.core.files import atomic_directory, check_writable
 from boxwright.core.labels import load_labels
 from boxwright.core.manifest import Manifest, VerificationRecord
@@ -133,7 +134,7 @@ def export(
     out = Path(out) if out is not None else _default_out(source, options.format)
     _check_suffix(out, options.format)
     check_writable(out)
-    with tempfile.TemporaryDirectory(prefix=".boxwright-", dir=out.parent) as folder:
+    with _naming(out), tempfile.TemporaryDirectory(prefix=".boxwright-", dir=out.parent) as folder:
         report("reading the source")
         opened = _open_source(source, model, head, labels, preprocess, options, report)
         images, problems = verification_images(data, split, opened.manifest)
@@ -153,6 +154,15 @@ def export(
         report("writing")
         _write(opened.model, manifest, out, options, Path(folder))
     return ExportResult(path=out, manifest=manifest, verification=record, problems=problems)
+
+
+@contextlib.contextmanager
+def _naming(out: Path) -> Iterator[None]:
+    """Name what the user asked for where a file on the way to it cannot be written."""
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(str(out), expected=error.expected, got=error.got, fix=error.fix) from error
 
 
 def _default_out(source: Path, wanted: Format) -> Path:
