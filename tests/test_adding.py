@@ -16,7 +16,7 @@ import boxwright
 PAGE = Path(__file__).parents[1] / "docs" / "adding.md"
 _BLOCK = re.compile(r"```python\n# src/boxwright/(\S+)\n(.*?)```", re.DOTALL)
 
-USE_THEM = '''
+USE_THEM = """
 import numpy as np, onnx_ir as ir, torch
 from pathlib import Path
 from boxwright import Detector
@@ -63,7 +63,7 @@ graph = ir.from_proto(helper.make_model(helper.make_graph(nodes, "g", [value("x"
 assert find_passes()["drop_double_relu"].run(graph) is True
 assert [node.op_type for node in graph.graph] == ["Relu", "Neg"]
 print("followed")
-'''
+"""
 
 
 @pytest.fixture(scope="module")

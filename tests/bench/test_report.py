@@ -158,8 +158,7 @@ def names_shown(browser: Browser) -> list[str]:
 
 def set_filter(browser: Browser, text: str) -> None:
     browser.run(
-        "const box = document.getElementById('filter'); box.value = arguments[0];"
-        "box.dispatchEvent(new Event('input'))",
+        "const box = document.getElementById('filter'); box.value = arguments[0];box.dispatchEvent(new Event('input'))",
         text,
     )
 
