@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from generated_detections import detections_of
 
 from boxwright.export.verify import match
+from generated_detections import detections_of
 
 
 def test_a_box_that_was_clipped_to_nothing_has_its_partner() -> None:
