@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -182,3 +184,14 @@ def test_presets_apply_to_any_picture(name: str) -> None:
 def test_an_unknown_preset_lists_the_known_ones() -> None:
     with pytest.raises(InputError, match="yolox-legacy"):
         preset("yolo", (416, 416))
+
+
+def test_plans_are_remembered_but_not_for_ever() -> None:
+    preprocess = Preprocess(size_hw=(64, 64))
+    first = preprocess.plan((48, 100))
+    assert preprocess.plan((48, 100)) is first
+    for width in range(10, 1000):
+        assert preprocess.plan((500, width)) == Preprocess(size_hw=(64, 64)).plan((500, width))
+    assert len(preprocess._plans) <= 256
+    assert preprocess == Preprocess(size_hw=(64, 64))
+    assert pickle.loads(pickle.dumps(preprocess)) == preprocess

@@ -18,6 +18,7 @@ ResizeMode = Literal["letterbox", "letterbox_topleft", "stretch", "shortest_edge
 ChannelOrder = Literal["RGB", "BGR"]
 Interpolation = Literal["linear", "area", "cubic"]
 MIN_SIDE_PIXELS = 2
+_MOST_PLANS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +129,19 @@ class Preprocess:
         Raises:
             ImageError: where a side is, or would become, shorter than two pixels.
         """
+        known = self._plans.get(image_size_hw)
+        if known is None:
+            if len(self._plans) >= _MOST_PLANS:
+                self._plans.clear()
+            known = self._plans[image_size_hw] = self._plan(image_size_hw)
+        return known
+
+    @functools.cached_property
+    def _plans(self) -> dict[tuple[int, int], ImageTransform]:
+        """What `plan` found before: the images of a video or a camera are all of one size."""
+        return {}
+
+    def _plan(self, image_size_hw: tuple[int, int]) -> ImageTransform:
         height, width = image_size_hw
         if min(height, width) < MIN_SIDE_PIXELS:
             raise ImageError(
