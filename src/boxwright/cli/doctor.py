@@ -22,10 +22,16 @@ def doctor(
     split: Annotated[
         str | None, typer.Option("--split", help="Part of the data set to check; all that there are by default.")
     ] = None,
+    build_plugins: Annotated[
+        bool,
+        typer.Option("--build-plugins", help="Compile what exports with --nms plugin need, against this OpenVINO."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Say what this machine has and lacks, and with --data what is wrong with a data set."""
-    if data is not None:
+    if build_plugins:
+        _build_plugins(as_json)
+    elif data is not None:
         _examine_data(data, split, as_json)
     else:
         _examine_machine(as_json)
@@ -53,6 +59,25 @@ def _examine_machine(as_json: bool) -> None:
     console = stdout_console()
     for line in (*_machine_lines(machine), _kernel_line(kernels), "", *_engine_lines(engines), *_extra_lines(missing)):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _build_plugins(as_json: bool) -> None:
+    """Compile the engines' plugins, unless that was done before."""
+    from boxwright.cli._output import stderr_console
+    from boxwright.runtimes.openvino_plugin import build_openvino_plugin, find_openvino_plugin
+
+    try:
+        is_there = find_openvino_plugin() is not None
+    except ImportError:
+        is_there = False
+    if not is_there:
+        stderr_console().print("compiling the OpenVINO plugin, which takes about a minute", highlight=False)
+    library = build_openvino_plugin()
+    if as_json:
+        print_json({"plugins": {"openvino": {"path": str(library), "built_now": not is_there}}})
+        return
+    status = "was built before" if is_there else "built"
+    stdout_console().print(f"plugin openvino: {status}: {library}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _machine_lines(machine: Machine) -> list[str]:

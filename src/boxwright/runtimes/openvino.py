@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +18,7 @@ from boxwright.core.errors import MissingDependencyError, ModelFileError, Unsupp
 from boxwright.core.manifest import METADATA_KEY
 from boxwright.runtimes.backend import TensorSpec, check_inputs, closed_error, run_failure
 from boxwright.runtimes.model_file import inspect_onnx, locate_model_file, onnx_without_initializers
+from boxwright.runtimes.openvino_plugin import BUILD_COMMAND, find_openvino_plugin, mentions_decode_nms
 
 if TYPE_CHECKING:
     import openvino  # type: ignore[import-untyped]
@@ -79,6 +81,8 @@ class OpenVinoBackend:
                 got=repr(precision),
                 fix="pass one of these",
             )
+        if mentions_decode_nms(file):
+            load_plugin_if_built(core)
         model, manifest_json = _read_onnx(core, file) if file.suffix.lower() == ".onnx" else _read_ir(core, file)
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
@@ -160,12 +164,24 @@ class OpenVinoBackend:
 BACKEND = OpenVinoBackend
 
 
+_plugins_of: weakref.WeakKeyDictionary[Any, set[str]] = weakref.WeakKeyDictionary()
+
+
 @functools.lru_cache(maxsize=1)
 def _shared_core() -> openvino.Core:
     """One for the process: each costs tens of milliseconds and knows nothing of models."""
     import openvino
 
     return openvino.Core()
+
+
+def load_plugin_if_built(core: openvino.Core) -> None:
+    """Teach an engine the node boxwright.DecodeNMS, where this machine has the extension; once for each engine."""
+    library = find_openvino_plugin()
+    if library is None or str(library) in _plugins_of.setdefault(core, set()):
+        return
+    core.add_extension(str(library))
+    _plugins_of[core].add(str(library))
 
 
 def _core(path: str) -> openvino.Core:
@@ -225,12 +241,12 @@ def _read_onnx(core: openvino.Core, path: Path) -> tuple[openvino.Model, str | N
 
 def _unreadable(path: Path, error: RuntimeError) -> ModelFileError | UnsupportedError:
     reason = _last_line(error)
-    if _PLUGIN_NODE in reason:
+    if _PLUGIN_NODE in reason and find_openvino_plugin() is None:
         return UnsupportedError(
             str(path),
             expected="a graph of operators that OpenVINO knows",
             got=f"one with the node {_PLUGIN_NODE}",
-            fix="export it with --nms graph or --nms none",
+            fix=f"run: {BUILD_COMMAND}, or export it with --nms graph",
         )
     return ModelFileError(str(path), expected="a file that OpenVINO reads", got=reason, fix="export it again")
 
@@ -257,4 +273,8 @@ def _last_line(error: Exception) -> str:
     """The line of OpenVINO's message that says what is wrong; those before it say where in its sources."""
     lines = [line.strip(" -") for line in str(error).splitlines()]
     telling = [line for line in lines if line and not line.startswith(_ADVICE)]
+    for line in telling:
+        # Our own extension says it best; what follows says only that the node was not converted.
+        if "DecodeNMS" in line and ": expected " in line:
+            return line[line.index("DecodeNMS") :]
     return telling[-1] if telling else type(error).__name__
