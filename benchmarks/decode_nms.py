@@ -99,7 +99,7 @@ def random_heads(mean: float, spread: float) -> list[Heads]:
     ]
 
 
-def kernel_of(setting: Setting) -> Callable[[Heads], Any]:
+def kernel_of(setting: Setting, instruction_set: str | None = None) -> Callable[[Heads], Any]:
     attributes = DecodeNmsAttributes(
         box_coding="yolox",
         score_combination="none" if setting.heads[0].objectness is None else "multiply",
@@ -116,6 +116,7 @@ def kernel_of(setting: Setting) -> Callable[[Heads], Any]:
             iou_threshold=setting.iou_threshold,
             objectness=heads.objectness,
             priors=heads.priors,
+            instruction_set=instruction_set,
         )
 
     return run
@@ -163,9 +164,9 @@ def time_all(run: Callable[[Heads], Any], heads: list[Heads]) -> float:
     return (time.perf_counter() - start) * 1e3 / len(heads) / REPETITIONS
 
 
-def measure(setting: Setting, rounds: int) -> dict[str, Any]:
+def measure(setting: Setting, rounds: int, instruction_set: str | None) -> dict[str, Any]:
     """Both sides in turn, so that a busy machine slows both; the medians."""
-    kernel, pytorch = kernel_of(setting), pytorch_of(setting)
+    kernel, pytorch = kernel_of(setting, instruction_set), pytorch_of(setting)
     for heads in setting.heads:
         ours, (_, scores, _) = kernel(heads), pytorch(heads)
         count = int(ours.num_detections[0, 0])
@@ -191,8 +192,11 @@ def settings() -> list[Setting]:
     result = []
     if (SHARED / "weights" / "yolox_nano_coco.pth").is_file():
         heads = trained_heads()
-        result.append(Setting("YOLOX-nano 640, one label", 0.25, 0.65, False, 6, heads))
-        result.append(Setting("YOLOX-nano 640, many labels", 0.001, 0.65, True, 10, heads))
+        # A row for each class, as PyTorch's convolutions leave them, and one for each anchor, as exported graphs do.
+        by_anchor = [dataclasses.replace(one, class_logits=np.ascontiguousarray(one.class_logits)) for one in heads]
+        for layout, laid_out in (("by class", heads), ("by anchor", by_anchor)):
+            result.append(Setting(f"YOLOX-nano {layout}, one label", 0.25, 0.65, False, 6, laid_out))
+            result.append(Setting(f"YOLOX-nano {layout}, many labels", 0.001, 0.65, True, 10, laid_out))
     else:
         print(f"no trained weights in {SHARED}: random heads alone", file=sys.stderr)
     result.append(Setting("dense random, one label", 0.25, 0.65, False, 10, random_heads(-4.0, 1.3)))
@@ -204,18 +208,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", action="store_true", help="print one JSON document")
     parser.add_argument("--rounds", type=int, default=15, help="times that each side goes over the heads")
+    parser.add_argument("--instruction-set", help="of the kernel; the best of this processor unless given")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if not kernels.instruction_sets():
         sys.exit("the compiled kernels are not built: pip install . with a C++ compiler at hand")
-    results = [measure(setting, arguments.rounds) for setting in settings()]
+    instruction_set = arguments.instruction_set or kernels.instruction_sets()[0]
+    results = [measure(setting, arguments.rounds, instruction_set) for setting in settings()]
     if arguments.json:
-        print(json.dumps({"instruction_set": kernels.instruction_sets()[0], "results": results}, indent=2))
+        print(json.dumps({"instruction_set": instruction_set, "results": results}, indent=2))
         return
-    print(f"instruction set: {kernels.instruction_sets()[0]}; one thread each; medians of {arguments.rounds} rounds")
+    print(f"instruction set: {instruction_set}; one thread each; medians of {arguments.rounds} rounds")
     for row in results:
         print(
-            f"{row['setting']:28} conf {row['score_threshold']:<6} {row['candidates']:6} candidates  "
+            f"{row['setting']:34} conf {row['score_threshold']:<6} {row['candidates']:6} candidates  "
             f"kernel {row['kernel_ms']:.3f} ms  PyTorch {row['pytorch_ms']:.3f} ms  "
             f"{row['ratio']:.1f} times as fast (wanted {row['wanted_ratio']})"
         )

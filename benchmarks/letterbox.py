@@ -4,8 +4,8 @@
 
 All three make the same network input from the same image: resize, pad to a square, BGR to RGB, subtract the mean,
 divide by the standard deviation, split into planes. The OpenCV side is `cv2.resize`, `copyMakeBorder` and
-`cv2.dnn.blobFromImage` (then a multiplication for the three standard deviations would follow; they are left equal here,
-in OpenCV's favour); the numpy side the usual resize, pad, `astype`, arithmetic and transpose.
+`cv2.dnn.blobFromImage` (which knows one scale for all channels, so that the standard deviations are equal here); the
+numpy side the usual resize, pad, `astype`, arithmetic and transpose.
 """
 
 from __future__ import annotations

@@ -8,12 +8,18 @@ namespace boxwright {
 
 namespace {
 
+#if defined(BOXWRIGHT_SMALL_BLOCKS)  // for the fuzzers, whose inputs are small
+constexpr size_t kAnchorsABlock = 20;
+constexpr size_t kLogitsABlock = 32;
+constexpr size_t kRowsGathered = 4;
+#else
 constexpr size_t kAnchorsABlock = 4096;
 constexpr size_t kLogitsABlock = 8192;
 constexpr size_t kRowsGathered = 64;
+#endif
 constexpr size_t kFewAnchors = 8;  // one anchor of so many is cheaper to gather than to scan all
-constexpr size_t kManyHits = 16;   // in a row, from which on vectors find the best of them faster
-constexpr size_t kSpare = 16;      // places beyond the end that select_above may write
+constexpr size_t kManyHits = 16;  // in a row, from which on vectors find the best of them faster
+constexpr size_t kSpare = 16;     // places beyond the end that select_above may write
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Raw thresholds are lowered by this much, so that rounding cannot lose a candidate; what they let through is compared
@@ -56,7 +62,6 @@ class Collector {
         buffers.positions.resize(std::max({kLogitsABlock, kAnchorsABlock, num_classes_}) + kSpare);
         buffers.row_positions.resize(num_classes_ + kSpare);
         buffers.scores.resize(num_classes_);
-        buffers.rows.resize(kRowsGathered * num_classes_);
         buffers.anchors.resize(kAnchorsABlock);
         buffers.has_hit.resize(kAnchorsABlock);
         for (auto* floats : {&buffers.factors, &buffers.raw_thresholds, &buffers.objectness, &buffers.block_factors,
@@ -243,6 +248,7 @@ class Collector {
     // reading and writing both stay near.
     void collect_rows(size_t noted) {
         const bool has_rows = heads_.class_number_stride == 1;
+        if (!has_rows) buffers_.rows.resize(kRowsGathered * num_classes_);
         for (size_t begin = 0; begin < noted; begin += kRowsGathered) {
             const size_t end = std::min(begin + kRowsGathered, noted);
             if (!has_rows) gather_rows(begin, end);

@@ -196,6 +196,37 @@ void decode_item(const DecodeNmsAttributes& attributes, const DecodeNmsInputs& i
     write_padding(item_outputs, num_kept, attributes.max_detections);
 }
 
+// Each worker takes the next item until none is left.
+void decode_in_parallel(const DecodeNmsAttributes& attributes, const DecodeNmsInputs& inputs,
+                        const DecodeNmsOutputs& outputs, std::vector<ItemWorkspace>& workspaces, size_t num_workers,
+                        const VectorKernels& kernels) {
+    std::atomic<int64_t> next_item{0};
+    std::vector<std::exception_ptr> failures(num_workers);
+    const auto work = [&](size_t worker) {
+        try {
+            for (int64_t item = next_item++; item < inputs.batch_size; item = next_item++) {
+                decode_item(attributes, inputs, outputs, item, workspaces[worker], kernels);
+            }
+        } catch (...) {
+            failures[worker] = std::current_exception();
+        }
+    };
+    std::vector<std::thread> threads;
+    threads.reserve(num_workers);
+    for (size_t worker = 1; worker < num_workers; ++worker) {
+        try {
+            threads.emplace_back(work, worker);
+        } catch (const std::system_error&) {
+            break;  // the system gives no more threads: those there are do all the work
+        }
+    }
+    work(0);
+    for (std::thread& thread : threads) thread.join();
+    for (const std::exception_ptr& failure : failures) {
+        if (failure) std::rethrow_exception(failure);
+    }
+}
+
 }  // namespace
 
 struct DecodeNmsWorkspace::Implementation {
@@ -215,31 +246,12 @@ void decode_nms(const DecodeNmsAttributes& attributes, const DecodeNmsInputs& in
     const int64_t num_workers = std::clamp<int64_t>(num_threads, 1, std::max<int64_t>(inputs.batch_size, 1));
     std::vector<ItemWorkspace>& workspaces = workspace.implementation().of_threads;
     if (workspaces.size() < static_cast<size_t>(num_workers)) workspaces.resize(static_cast<size_t>(num_workers));
-
-    std::atomic<int64_t> next_item{0};
-    std::vector<std::exception_ptr> failures(static_cast<size_t>(num_workers));
-    const auto work = [&](size_t worker) {
-        try {
-            for (int64_t item = next_item++; item < inputs.batch_size; item = next_item++) {
-                decode_item(attributes, inputs, outputs, item, workspaces[worker], kernels);
-            }
-        } catch (...) {
-            failures[worker] = std::current_exception();
-        }
-    };
-    std::vector<std::thread> threads;
-    threads.reserve(static_cast<size_t>(num_workers));
-    for (size_t worker = 1; worker < static_cast<size_t>(num_workers); ++worker) {
-        try {
-            threads.emplace_back(work, worker);
-        } catch (const std::system_error&) {
-            break;  // the system gives no more threads: those there are do all the work
-        }
+    if (num_workers > 1) {
+        decode_in_parallel(attributes, inputs, outputs, workspaces, static_cast<size_t>(num_workers), kernels);
+        return;
     }
-    work(0);
-    for (std::thread& thread : threads) thread.join();
-    for (const std::exception_ptr& failure : failures) {
-        if (failure) std::rethrow_exception(failure);
+    for (int64_t item = 0; item < inputs.batch_size; ++item) {
+        decode_item(attributes, inputs, outputs, item, workspaces[0], kernels);
     }
 }
 

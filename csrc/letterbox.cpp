@@ -147,18 +147,19 @@ void place_image(const ImageView& image, const LetterboxParameters& parameters, 
 
 std::string size_text(int64_t height, int64_t width) { return std::to_string(width) + "x" + std::to_string(height); }
 
+std::string sides_text() { return "sides of 1 to " + std::to_string(kMaxSide) + " pixels"; }
+
 bool is_side(int64_t side) { return side >= 1 && side <= kMaxSide; }
 
 }  // namespace
 
 std::string LetterboxParameters::validate(const ImageView& image) const {
-    const std::string sides = "sides of 1 to " + std::to_string(kMaxSide) + " pixels";
     if (image.data == nullptr || !is_side(image.height) || !is_side(image.width)) {
-        return "letterbox image: expected " + sides + ", got " + size_text(image.height, image.width) +
+        return "letterbox image: expected " + sides_text() + ", got " + size_text(image.height, image.width) +
                "; give another image";
     }
     if (!is_side(height) || !is_side(width)) {
-        return "letterbox canvas: expected " + sides + ", got " + size_text(height, width) + "; correct the size";
+        return "letterbox canvas: expected " + sides_text() + ", got " + size_text(height, width) + "; correct the size";
     }
     const bool fits = is_side(resized_height) && is_side(resized_width) && top >= 0 && left >= 0 &&
                       top <= height - resized_height && left <= width - resized_width;

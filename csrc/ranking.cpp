@@ -6,9 +6,13 @@ namespace boxwright {
 
 namespace {
 
+#if defined(BOXWRIGHT_SMALL_BLOCKS)  // for the fuzzers, whose inputs are small
+constexpr size_t kFewKeys = 8;
+constexpr size_t kNumBuckets = 8;
+#else
 constexpr size_t kFewKeys = 256;  // sorted at once
-constexpr int kBucketBits = 11;
-constexpr size_t kNumBuckets = size_t{1} << kBucketBits;
+constexpr size_t kNumBuckets = 2048;
+#endif
 
 }  // namespace
 

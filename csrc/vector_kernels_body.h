@@ -28,6 +28,9 @@ namespace {
 
 #if defined(__AVX512F__)
 
+// The mask of the lanes that are left at the end of an array.
+__mmask16 lanes_left(size_t count) { return static_cast<__mmask16>(count >= 16 ? 0xFFFF : (1u << count) - 1u); }
+
 size_t append_selected(__m512 values, __mmask16 above, size_t begin, uint32_t* positions, size_t selected) {
     const __mmask16 mask = _mm512_mask_cmp_ps_mask(above, values, _mm512_set1_ps(kMaxFinite), _CMP_LE_OQ);
     const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -53,7 +56,7 @@ size_t select_above(const float* values, size_t count, float threshold, uint32_t
         selected = append_selected(d, above_d, i + 48, positions, selected);
     }
     for (; i < count; i += 16) {
-        const __mmask16 present = count - i >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << (count - i)) - 1u);
+        const __mmask16 present = lanes_left(count - i);
         const __m512 a = _mm512_maskz_loadu_ps(present, values + i);
         const __mmask16 above = _mm512_mask_cmp_ps_mask(present, a, limit, _CMP_GT_OQ);
         if (above) selected = append_selected(a, above, i, positions, selected);
@@ -137,7 +140,7 @@ size_t select_above_each(const float* values, const float* thresholds, size_t co
         }
     }
     for (; i < count; i += 16) {
-        const __mmask16 present = count - i >= 16 ? 0xFFFF : static_cast<__mmask16>((1u << (count - i)) - 1u);
+        const __mmask16 present = lanes_left(count - i);
         const __m512 a = _mm512_maskz_loadu_ps(present, values + i);
         const __m512 limit = _mm512_maskz_loadu_ps(present, thresholds + i);
         const __mmask16 above = _mm512_mask_cmp_ps_mask(present, a, limit, _CMP_GT_OQ);
@@ -183,7 +186,8 @@ BOXWRIGHT_HD float raw_threshold(float factor, float lowered_product) {
     const float odds = p / (1.0f - p);
     const float threshold = logarithm_from_below(odds) - 4e-5f;
     const float from_below = odds < 1e-37f ? -__builtin_inff() : threshold;
-    return (factor > 0.0f) & (p < 1.0f) ? from_below : __builtin_inff();
+    const bool is_reachable = (factor > 0.0f) & (p < 1.0f);
+    return is_reachable ? from_below : __builtin_inff();
 }
 
 void raw_thresholds(const float* factors, size_t count, float product_threshold, float* thresholds) {
@@ -197,7 +201,8 @@ void apply_sigmoid(float* values, size_t count) {
 
 // The larger of two numbers where the second is kept unless it is finite and larger.
 BOXWRIGHT_HD float larger_finite(float current, float value) {
-    return (value > current) & (value <= kMaxFinite) ? value : current;
+    const bool is_better = (value > current) & (value <= kMaxFinite);
+    return is_better ? value : current;
 }
 
 float max_finite(const float* values, size_t count) {
@@ -205,7 +210,7 @@ float max_finite(const float* values, size_t count) {
     for (int lane = 0; lane < kBlockSize; ++lane) lanes[lane] = -__builtin_inff();
     size_t i = 0;
     for (; i + kBlockSize <= count; i += kBlockSize) {
-        for (int lane = 0; lane < kBlockSize; ++lane) lanes[lane] = larger_finite(lanes[lane], values[i + lane]);
+        for (size_t lane = 0; lane < kBlockSize; ++lane) lanes[lane] = larger_finite(lanes[lane], values[i + lane]);
     }
     for (size_t lane = 0; i + lane < count; ++lane) lanes[lane] = larger_finite(lanes[lane], values[i + lane]);
     for (int half = kBlockSize / 2; half > 0; half /= 2) {
@@ -228,7 +233,7 @@ bool softmax(const float* logits, size_t count, float* probabilities) {
     float lanes[kBlockSize] = {};
     size_t i = 0;
     for (; i + kBlockSize <= count; i += kBlockSize) {
-        for (int lane = 0; lane < kBlockSize; ++lane) lanes[lane] += probabilities[i + lane];
+        for (size_t lane = 0; lane < kBlockSize; ++lane) lanes[lane] += probabilities[i + lane];
     }
     for (size_t lane = 0; i + lane < count; ++lane) lanes[lane] += probabilities[i + lane];
     for (int half = kBlockSize / 2; half > 0; half /= 2) {

@@ -1,0 +1,7 @@
+// libFuzzer: cmake -DBOXWRIGHT_FUZZ=ON -DCMAKE_CXX_COMPILER=clang++ ..., then ./fuzz_letterbox CORPUS
+#include "random_case.h"
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+    boxwright::fuzz::check_letterbox(data, size);
+    return 0;
+}
