@@ -79,7 +79,11 @@ def test_forward_shapes_are_those_of_the_decode_spec(family: str, batch: int, un
         heads["class_logits"].numpy(),
         objectness=heads["objectness"].numpy() if "objectness" in heads else None,
         priors=heads["priors"].numpy() if "priors" in heads else priors,
-        image_size_hw=heads["image_size_hw"].numpy() if "image_size_hw" in heads else None,
+        image_size_hw=(
+            heads["image_size_hw"].numpy()
+            if "image_size_hw" in heads
+            else np.array([size_hw] * batch, dtype=np.float32)
+        ),
         attributes=spec.attributes(),
         score_threshold=0.0,
         iou_threshold=0.7,

@@ -66,6 +66,7 @@ def test_detections_as_supervision() -> None:
 
 def test_labels(tmp_path: Path) -> None:
     assert len(load_labels("coco")) == 80 and len(load_labels("voc")) == 20
+    assert load_labels("coco91")[90] == "toothbrush" and load_labels("coco91")[13] == "stop sign"
     assert load_labels("a, b,c") == ("a", "b", "c")
     file = tmp_path / "names.txt"
     file.write_text("cat\n\ndog\n", encoding="utf-8")

@@ -22,14 +22,18 @@ VOC = tuple(
         "sheep,sofa,train,tvmonitor"
     ).split(",")
 )
-BUILT_IN = {"coco": COCO, "voc": VOC}
+# COCO numbers its 80 categories up to 90; heads of torchvision and others have an output for each number, 0 included.
+_COCO_GAPS = frozenset({0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
+_coco_names = iter(COCO)
+COCO91 = tuple(f"unused {number}" if number in _COCO_GAPS else next(_coco_names) for number in range(91))
+BUILT_IN = {"coco": COCO, "coco91": COCO91, "voc": VOC}
 
 
 def load_labels(labels: str) -> tuple[str, ...]:
     """Class names in the order of the class ids.
 
     Args:
-        labels: `coco`, `voc`, a text file with a name a line, or names separated by commas.
+        labels: `coco`, `coco91` (by COCO's category number, gaps included), `voc`, a text file with a name a line, or names separated by commas.
 
     Raises:
         InputError: where the file cannot be read, or a name is empty or there twice.
@@ -50,7 +54,7 @@ def load_labels(labels: str) -> tuple[str, ...]:
     else:
         raise InputError(
             "--labels",
-            expected="coco, voc, a text file with a name a line, or names separated by commas",
+            expected="coco, coco91, voc, a text file with a name a line, or names separated by commas",
             got=repr(labels),
             fix="pass one of these",
         )

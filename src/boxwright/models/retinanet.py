@@ -54,10 +54,12 @@ class RetinaNetConfig:
         normalised_head: whether the head has group normalisation.
         assigner: by fixed overlaps or ATSS.
         box_loss: on the deltas or on the boxes.
+        channels: of the pyramid and the head.
         size_hw: the usual input size.
     """
 
     backbone: str
+    channels: int = PYRAMID_CHANNELS
     p6_from: Literal["p5", "c5"] = "p5"
     normalised_head: bool = False
     assigner: Literal["iou", "atss"] = "iou"
@@ -66,6 +68,16 @@ class RetinaNetConfig:
 
 
 VARIANTS: dict[str, RetinaNetConfig] = {
+    # Not the authors': the smallest useful one, for tests and first steps on a CPU.
+    "retinanet-pico": RetinaNetConfig(
+        backbone="mobilenetv3_small_050",
+        p6_from="c5",
+        normalised_head=True,
+        assigner="atss",
+        box_loss="giou",
+        channels=64,
+        size_hw=(256, 256),
+    ),
     "retinanet-r18": RetinaNetConfig(backbone="resnet18"),
     "retinanet-r50": RetinaNetConfig(backbone="resnet50", size_hw=(800, 800)),
     "retinanet-r18-v2": RetinaNetConfig(
@@ -83,10 +95,10 @@ VARIANTS: dict[str, RetinaNetConfig] = {
 
 
 class _ClassHead(nn.Module):
-    def __init__(self, num_classes: int, normalised: bool) -> None:
+    def __init__(self, channels: int, num_classes: int, normalised: bool) -> None:
         super().__init__()
-        self.conv = conv_tower(PYRAMID_CHANNELS, normalised=normalised, nested=True)
-        self.cls_logits = prediction_layer(PYRAMID_CHANNELS, ANCHORS_PER_CELL * num_classes, is_class_layer=True)
+        self.conv = conv_tower(channels, normalised=normalised, nested=True)
+        self.cls_logits = prediction_layer(channels, ANCHORS_PER_CELL * num_classes, is_class_layer=True)
 
     def forward(self, level: Tensor) -> Tensor:
         logits: Tensor = self.cls_logits(self.conv(level))
@@ -94,10 +106,10 @@ class _ClassHead(nn.Module):
 
 
 class _BoxHead(nn.Module):
-    def __init__(self, normalised: bool) -> None:
+    def __init__(self, channels: int, normalised: bool) -> None:
         super().__init__()
-        self.conv = conv_tower(PYRAMID_CHANNELS, normalised=normalised, nested=True)
-        self.bbox_reg = prediction_layer(PYRAMID_CHANNELS, ANCHORS_PER_CELL * 4)
+        self.conv = conv_tower(channels, normalised=normalised, nested=True)
+        self.bbox_reg = prediction_layer(channels, ANCHORS_PER_CELL * 4)
 
     def forward(self, level: Tensor) -> Tensor:
         deltas: Tensor = self.bbox_reg(self.conv(level))
@@ -112,11 +124,13 @@ class RetinaNet(DetectionModel):
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
         self.config = VARIANTS[variant]
-        self.backbone = PyramidBackbone(self.config.backbone, p6_from=self.config.p6_from)
+        self.backbone = PyramidBackbone(
+            self.config.backbone, p6_from=self.config.p6_from, channels=self.config.channels
+        )
         self.head = nn.ModuleDict(
             {
-                "classification_head": _ClassHead(num_classes, self.config.normalised_head),
-                "regression_head": _BoxHead(self.config.normalised_head),
+                "classification_head": _ClassHead(self.config.channels, num_classes, self.config.normalised_head),
+                "regression_head": _BoxHead(self.config.channels, self.config.normalised_head),
             }
         )
 
