@@ -33,7 +33,8 @@ def load_labels(labels: str) -> tuple[str, ...]:
     """Class names in the order of the class ids.
 
     Args:
-        labels: `coco`, `coco91` (by COCO's category number, gaps included), `voc`, a text file with a name a line, or names separated by commas.
+        labels: `coco`, `coco91` (by COCO's category number, gaps included), `voc`, a text file with a name a line, or
+            names separated by commas.
 
     Raises:
         InputError: where the file cannot be read, or a name is empty or there twice.
