@@ -150,7 +150,7 @@ def _draw(out: Path, data: Path, model: Path) -> list[Path]:
 
     samples = [sample for sample in load_dataset(data, "val").samples if len(sample) >= 4][:NUM_PICTURES]
     pictures = []
-    with Detector(model, conf=0.4) as detector:
+    with Detector(model, conf=0.5, iou=0.5) as detector:
         for sample in samples:
             image = read_image(sample.image_path)
             found = detector(image)
