@@ -320,6 +320,14 @@ ov::OutputVector from_onnx(const ov::frontend::NodeContext& node) {
 
 }  // namespace
 
-OPENVINO_CREATE_EXTENSIONS(std::vector<ov::Extension::Ptr>(
-    {std::make_shared<ov::OpExtension<DecodeNMS>>(),
-     std::make_shared<ov::frontend::onnx::ConversionExtension>("DecodeNMS", "boxwright", from_onnx)}));
+namespace boxwright {
+
+// The C++ SDK adds them to its engine without a library of their own.
+std::vector<ov::Extension::Ptr> openvino_extensions() {
+    return {std::make_shared<ov::OpExtension<DecodeNMS>>(),
+            std::make_shared<ov::frontend::onnx::ConversionExtension>("DecodeNMS", "boxwright", from_onnx)};
+}
+
+}  // namespace boxwright
+
+OPENVINO_CREATE_EXTENSIONS(boxwright::openvino_extensions())

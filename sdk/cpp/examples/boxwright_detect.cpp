@@ -1,0 +1,131 @@
+// boxwright_detect MODEL IMAGE [CONF]: prints the detections of a JPEG or PNG image as JSON.
+#include <csetjmp>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include <jpeglib.h>
+#include <png.h>
+
+#include "boxwright/detector.hpp"
+
+namespace {
+
+struct Picture {
+    std::vector<uint8_t> bgr;
+    int64_t height = 0;
+    int64_t width = 0;
+};
+
+struct JpegErrors {
+    jpeg_error_mgr manager;
+    std::jmp_buf jump;
+};
+
+void leave(j_common_ptr state) { std::longjmp(reinterpret_cast<JpegErrors*>(state->err)->jump, 1); }
+
+// Nothing with a destructor lives between setjmp and the jump but what the caller owns.
+bool read_jpeg(std::FILE* file, Picture& picture) {
+    jpeg_decompress_struct state;
+    JpegErrors errors;
+    state.err = jpeg_std_error(&errors.manager);
+    errors.manager.error_exit = leave;
+    if (setjmp(errors.jump) != 0) {
+        jpeg_destroy_decompress(&state);
+        return false;
+    }
+    jpeg_create_decompress(&state);
+    jpeg_stdio_src(&state, file);
+    jpeg_read_header(&state, TRUE);
+    state.out_color_space = JCS_EXT_BGR;
+    jpeg_start_decompress(&state);
+    picture.height = state.output_height;
+    picture.width = state.output_width;
+    picture.bgr.resize(static_cast<size_t>(picture.height * picture.width * 3));
+    while (state.output_scanline < state.output_height) {
+        JSAMPROW row = &picture.bgr[static_cast<size_t>(state.output_scanline) * static_cast<size_t>(picture.width) * 3];
+        jpeg_read_scanlines(&state, &row, 1);
+    }
+    jpeg_finish_decompress(&state);
+    const bool is_whole = errors.manager.num_warnings == 0;
+    jpeg_destroy_decompress(&state);
+    return is_whole;
+}
+
+bool read_png(const char* path, Picture& picture) {
+    png_image image;
+    std::memset(&image, 0, sizeof image);
+    image.version = PNG_IMAGE_VERSION;
+    if (png_image_begin_read_from_file(&image, path) == 0) return false;
+    image.format = PNG_FORMAT_BGR;
+    picture.height = image.height;
+    picture.width = image.width;
+    picture.bgr.resize(PNG_IMAGE_SIZE(image));
+    return png_image_finish_read(&image, nullptr, picture.bgr.data(), 0, nullptr) != 0;
+}
+
+Picture read_picture(const char* path) {
+    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path, "rb"), std::fclose);
+    unsigned char head[2] = {0, 0};
+    if (!file || std::fread(head, 1, 2, file.get()) != 2) {
+        throw boxwright::Error(std::string(path) + ": expected an image file, got none; check the path");
+    }
+    std::rewind(file.get());
+    Picture picture;
+    const bool is_jpeg = head[0] == 0xFF && head[1] == 0xD8;
+    if (!(is_jpeg ? read_jpeg(file.get(), picture) : read_png(path, picture))) {
+        throw boxwright::Error(std::string(path) + ": expected a whole JPEG or PNG image, got another; convert it");
+    }
+    return picture;
+}
+
+std::string quoted(const std::string& text) {
+    std::string result = "\"";
+    for (const char character : text) {
+        if (character == '"' || character == '\\') result += '\\';
+        if (static_cast<unsigned char>(character) >= 0x20) result += character;
+    }
+    return result + '"';
+}
+
+void print(const std::vector<boxwright::Detection>& found, const std::vector<std::string>& class_names) {
+    std::printf("[");
+    for (size_t i = 0; i < found.size(); ++i) {
+        const boxwright::Detection& one = found[i];
+        const std::string name = quoted(class_names.at(static_cast<size_t>(one.class_id)));
+        std::printf("%s\n  {\"box_xyxy\": [%.4f, %.4f, %.4f, %.4f], \"score\": %.6f, \"class_id\": %d, \"class_name\": %s}",
+                    i == 0 ? "" : ",", one.box_xyxy[0], one.box_xyxy[1], one.box_xyxy[2], one.box_xyxy[3], one.score,
+                    one.class_id, name.c_str());
+    }
+    std::printf("%s]\n", found.empty() ? "" : "\n");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+    if (argc != 3 && argc != 4) {
+        std::cerr << "usage: boxwright_detect MODEL IMAGE [CONF]\n";
+        return 2;
+    }
+    try {
+        boxwright::Options options;
+        if (argc == 4) {
+            char* end = nullptr;
+            options.score_threshold = std::strtof(argv[3], &end);
+            if (end == argv[3] || *end != '\0') {
+                throw boxwright::Error(std::string("CONF: expected a number in [0, 1], got ") + argv[3] + "; correct it");
+            }
+        }
+        const Picture picture = read_picture(argv[2]);
+        boxwright::Detector detector(argv[1], options);
+        print(detector.detect({picture.bgr.data(), picture.height, picture.width, 0}), detector.class_names());
+    } catch (const boxwright::Error& error) {
+        std::cerr << "boxwright_detect: " << error.what() << "\n";
+        return 2;
+    }
+    return 0;
+}
