@@ -19,9 +19,11 @@ from boxwright.core.labels import load_labels
 from boxwright.core.manifest import Manifest, VerificationRecord
 from boxwright.core.preprocess_presets import preset
 from boxwright.export import verify
-from boxwright.export.adopt import adopt, input_size_hw, raise_opset
+from boxwright.export.adopt import adopt
 from boxwright.export.decode_nms.function import OLDEST_OPSET
 from boxwright.export.decode_nms.insert import insert_decode_nms
+from boxwright.export.foreign import ForeignFile
+from boxwright.export.heads import find_head
 from boxwright.export.onnx_files import read_manifest, read_onnx, set_manifest, sha256_of_file, write_onnx
 from boxwright.export.passes import run_passes
 from boxwright.export.reference import ForeignBackend
@@ -236,20 +238,22 @@ def _open_foreign(
                 fix=f"pass {name}, e.g. {name} {example}",
             )
     assert labels is not None and preprocess is not None
-    foreign = read_onnx(source)
     class_names = load_labels(labels)
-    size_hw = input_size_hw(foreign, source, options.size_hw)
-    foreign = raise_opset(foreign, source, options.opset or OLDEST_OPSET)
-    decode = adopt(foreign, source, head, len(class_names), size_hw)
-    _set_batch(foreign, options)
+    found = find_head(head)
+    foreign = ForeignFile.open(source, options.size_hw, len(class_names))
+    _check_batch(foreign, options)
+    reading = found.read(foreign)
+    processing = preset(preprocess, foreign.size_hw)
+    if foreign.has_pixel_mask and processing.resize != "stretch":
+        processing = replace(processing, pixel_mask=True)
     manifest = _with_options(
         Manifest(
             family=head,
             variant=source.stem,
             class_names=class_names,
-            preprocess=preset(preprocess, size_hw),
-            decode=decode,
-            stage="boxes" if decode.kind == "boxes" else "raw",
+            preprocess=processing,
+            decode=reading.decode,
+            stage="boxes" if reading.decode.kind == "boxes" else "raw",
             source_sha256=sha256_of_file(source),
             boxwright_version=boxwright.__version__,
         ),
@@ -257,12 +261,12 @@ def _open_foreign(
     )
 
     def open_reference(conf: float) -> Detector:
-        backend = ForeignBackend(source, head, manifest)
+        backend = ForeignBackend(foreign, reading, manifest)
         return Detector.from_backend(backend, manifest, conf=conf, iou=manifest.iou_threshold)
 
-    return _Source(
-        model=foreign, manifest=manifest, open_reference=open_reference, reference_name=f"{source.name} in onnxruntime"
-    )
+    model = adopt(foreign, reading, processing, opset=options.opset or OLDEST_OPSET)
+    name = f"{source.name} in onnxruntime"
+    return _Source(model=model, manifest=manifest, open_reference=open_reference, reference_name=name)
 
 
 def _open_own_onnx(
@@ -322,17 +326,17 @@ def _with_options(manifest: Manifest, options: ExportOptions) -> Manifest:
     )
 
 
-def _set_batch(model: ir.Model, options: ExportOptions) -> None:
+def _check_batch(foreign: ForeignFile, options: ExportOptions) -> None:
     """A foreign graph keeps the batch that it was made for."""
-    size = model.graph.inputs[0].shape[0] if model.graph.inputs[0].shape is not None else None
-    if isinstance(size, int) and (options.dynamic or options.batch != size):
-        wish = "--dynamic" if options.dynamic else f"--batch {options.batch}"
-        raise UnsupportedError(
-            wish,
-            expected=f"batch {size}, which the foreign graph is made for",
-            got="another",
-            fix=f"leave out {wish.split()[0]}, or export the model with an open batch where it was made",
-        )
+    if foreign.batch is None or (options.batch in (1, foreign.batch) and not options.dynamic):
+        return
+    wish = "--dynamic" if options.dynamic else f"--batch {options.batch}"
+    raise UnsupportedError(
+        wish,
+        expected=f"batch {foreign.batch}, which {foreign.path.name} is made for",
+        got="another",
+        fix=f"leave out {wish.split()[0]}, or export the model with an open batch where it was made",
+    )
 
 
 def _build(opened: _Source, options: ExportOptions, folder: Path, report: Progress) -> tuple[Path, Manifest]:

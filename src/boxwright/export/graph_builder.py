@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,3 +64,11 @@ class GraphBuilder:
         for index, output in enumerate(node.outputs):
             output.name = f"{self._prefix}/{node.op_type.lower()}_{number}" + (f"_{index}" if index else "")
         self.nodes.append(node)
+
+
+def free_names(graph: ir.Graph, names: Collection[str], owners: Sequence[ir.Value] = ()) -> None:
+    """Rename whatever has one of these names and is not among the owners."""
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    for value in values:
+        if value.name in names and not any(value is owner for owner in owners):
+            value.name = f"source/{value.name}"

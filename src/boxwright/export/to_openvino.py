@@ -31,7 +31,7 @@ def convert_to_openvino(onnx_path: Path, directory: Path, manifest: Manifest, *,
         MissingDependencyError: where openvino is not installed.
     """
     try:
-        import openvino
+        import openvino  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingDependencyError("openvino", extra="openvino", needed_for="--format openvino") from error
     core = openvino.Core()

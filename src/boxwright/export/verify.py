@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,7 @@ from boxwright.core.detections import Detections
 from boxwright.core.errors import VerificationError
 from boxwright.core.manifest import VerificationRecord
 from boxwright.core.preprocess import Preprocess
+from boxwright.runtimes.detector import Detector
 
 FEWEST_BOXES = 50
 # Tried in this order until there are enough boxes: a network that finds nothing still ranks its guesses.
@@ -46,15 +46,8 @@ TOLERANCES = {
 }
 
 
-class OpenDetector(Protocol):
-    """Opens the same model with another score threshold."""
-
-    def __call__(self, score_threshold: float) -> _Detects:
-        """A detector at that threshold."""
-
-
-class _Detects(Protocol):
-    def __call__(self, images: list[NDArray[np.uint8]]) -> list[Detections]: ...
+# Opens the same model with another score threshold.
+OpenDetector = Callable[[float], Detector]
 
 
 def compare(

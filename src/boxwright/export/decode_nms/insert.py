@@ -24,7 +24,7 @@ from boxwright.export.decode_nms.function import (
     node_attributes,
     overload_name,
 )
-from boxwright.export.graph_builder import GraphBuilder
+from boxwright.export.graph_builder import GraphBuilder, free_names
 from boxwright.export.passes import fold_constants
 
 THRESHOLD_NAMES = ("score_threshold", "iou_threshold")
@@ -56,6 +56,7 @@ def insert_decode_nms(
     heads = {output.name: output for output in graph.outputs}
     if set(OUTPUT_NAMES) <= heads.keys():
         return False
+    free_names(graph, (*OUTPUT_NAMES, *THRESHOLD_NAMES))
     attributes = decode.attributes()
     operands: dict[str, ir.Value] = {name: value for name, value in heads.items() if name is not None}
     priors = decode.priors()
@@ -63,15 +64,15 @@ def insert_decode_nms(
         operands["priors"] = _initializer(graph, "priors", priors)
     has_priors = "priors" in operands
     for name in THRESHOLD_NAMES:
-        operands[name] = ir.Input(name, ir.Shape([]), ir.TensorType(ir.DataType.FLOAT))
+        operands[name] = ir.val(name, ir.DataType.FLOAT, [])
         graph.inputs.append(operands[name])
     nodes: list[ir.Node] = []
     if attributes.clip_to_image and "image_size_hw" not in operands:
         operands["image_size_hw"] = _canvas_size(graph, heads["class_logits"], size_hw, nodes)
     shape = heads["class_logits"].shape
-    num_anchors, num_classes = (None, None) if shape is None else shape[1:]
-    sizes_are_known = isinstance(num_anchors, int) and isinstance(num_classes, int)
-    num_pairs = num_anchors * num_classes if sizes_are_known else None
+    num_pairs = None
+    if shape is not None and isinstance(shape[1], int) and isinstance(shape[2], int):
+        num_pairs = shape[1] * shape[2]
     function = decode_nms_function(
         attributes, has_priors=has_priors, num_pairs=num_pairs, opset=graph.opset_imports[""]
     )

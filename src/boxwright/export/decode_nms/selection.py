@@ -112,8 +112,13 @@ def _first_equal(builder: DecodeNmsBuilder, values: ir.Value, wanted: ir.Value) 
 
 def _best_of_level(builder: DecodeNmsBuilder, head: _Head, start: int, stop: int) -> Candidates:
     """The best candidates of one pyramid level, with anchors counted over all levels."""
-    parts = [None if values is None else builder.columns(values, start, stop, axis=1) for values in head]
-    candidates = _best_of_part(builder, _Head(*parts))
+
+    def part(values: ir.Value) -> ir.Value:
+        return builder.columns(values, start, stop, axis=1)
+
+    objectness = None if head.objectness is None else part(head.objectness)
+    level = _Head(part(head.values), objectness, part(head.best_values), part(head.best_scores))
+    candidates = _best_of_part(builder, level)
     return candidates._replace(anchors=builder.op("Add", candidates.anchors, start))
 
 

@@ -20,8 +20,19 @@ def run(model: ir.Model) -> bool:
     """Simplify with onnxscript's optimizer; names of inputs and outputs stay."""
     before = _census(model)
     optimizer.optimize_ir(model, output_size_limit=_LARGEST_RESULT_BYTES)
+    _register_constants(model.graph)
     return _census(model) != before
 
 
 def _census(model: ir.Model) -> list[str]:
     return [node.op_type for node in model.graph]
+
+
+def _register_constants(graph: ir.Graph) -> None:
+    """Make initializers of constants that onnxscript 0.7 has left outside the graph (two Flatten of one value)."""
+    known = {*graph.inputs, *graph.initializers.values()}
+    for node in graph:
+        for value in node.inputs:
+            if value is not None and value.producer() is None and value.const_value is not None and value not in known:
+                known.add(value)
+                graph.register_initializer(value)
