@@ -60,6 +60,10 @@ def test_the_wheel_holds_the_package_and_its_kernels(wheel: Path) -> None:
     sources = {path.relative_to(REPOSITORY / "src").as_posix() for path in (REPOSITORY / "src").rglob("*.py")}
     assert sources <= set(names)
     assert "boxwright/py.typed" in names
+    # What `boxwright doctor --build-plugins` compiles on the machine of the engine.
+    for name in ("CMakeLists.txt", "kernels.cmake", "plugin_openvino.cpp", "decode_nms.h", "letterbox.cpp"):
+        assert f"boxwright/csrc/{name}" in names
+    assert not any("fuzz" in name for name in names)
     assert {name.partition("/")[0] for name in names} == {"boxwright", f"boxwright-{boxwright.__version__}.dist-info"}
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
