@@ -30,7 +30,7 @@ REAL_MODEL_SCORES = 1e-4
 
 # Of AP and AP50 on 80 images against an independent program's, which does not clip boxes to the image, for one.
 REFERENCE_MAP = 2e-3
-# The C++ SDK and Python on one engine and one image: the same kernels, and JSON with four and six decimals; the bound of
-# 1e-3 is the promise that docs/cpp.md makes.
+# The C++ SDK and Python on one engine and one image: the same kernels, and JSON with four and six decimals; the bound
+# of 1e-3 is the promise that docs/cpp.md makes.
 SDK_BOXES = 1e-3
 SDK_SCORES = 1e-5
