@@ -17,8 +17,11 @@ PAGE = Path(__file__).parents[1] / "docs" / "adding.md"
 _BLOCK = re.compile(r"```python\n# src/boxwright/(\S+)\n(.*?)```", re.DOTALL)
 
 USE_THEM = """
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]  # use the copy
 import numpy as np, onnx_ir as ir, torch
 from pathlib import Path
+import boxwright
 from boxwright import Detector
 from boxwright.export import ExportOptions, export
 from boxwright.export.passes import find_passes
@@ -27,6 +30,7 @@ from boxwright.models.common.loading import LoadedModel
 from boxwright.models.common.saving import save_checkpoint
 from boxwright.runtimes.backend import backend_names
 
+assert str(Path(boxwright.__file__).parent) == sys.argv[1]
 assert "tinydet" in [info.variant for info in list_models()]
 torch.manual_seed(0)
 model = build_model("tinydet", num_classes=3).train()
@@ -82,7 +86,12 @@ def copy_of_the_package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_files_of_the_page_are_all_that_is_needed(copy_of_the_package: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": str(copy_of_the_package), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-c", USE_THEM], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", USE_THEM, str(copy_of_the_package / "boxwright")],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip().endswith("followed")

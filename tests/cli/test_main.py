@@ -159,7 +159,12 @@ sys.exit(frame.main(["sleepy", "--json"]))
         "    'Sleep.'\n    print('asleep', flush=True)\n    time.sleep(60)\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background has them ignore Ctrl-C, and children would inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         assert process.stderr is not None
         assert process.stderr.readline() == "asleep\n"
