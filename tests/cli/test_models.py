@@ -24,11 +24,23 @@ def test_json_has_every_variant_with_its_size(capfd: pytest.CaptureFixture[str])
     assert all(entry["imports"] for entry in entries)
 
 
-def test_text_is_a_table(capfd: pytest.CaptureFixture[str]) -> None:
+def test_text_is_a_table(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    from boxwright import models
+
+    nano = models.ModelInfo(
+        family="yolox",
+        variant="yolox-nano",
+        size_hw=(416, 640),
+        num_parameters=912345,
+        gflops=1.0567,
+        imports="the authors' files",
+    )
+    monkeypatch.setattr(models, "list_models", lambda: (nano,))  # counting all of them takes seconds
     assert main(["models"]) == 0
     out = capfd.readouterr().out
-    assert "yolox-nano" in out
-    assert "0.91 M" in out
+    (row,) = [line for line in out.splitlines() if "yolox-nano" in line]
+    assert [cell.strip() for cell in row.strip("│").split("│")] == ["yolox", "yolox-nano", "416x640", "0.91 M", "1.06"]
+    assert "yolox imports: the authors' files\n" in out
 
 
 def test_without_torch_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
