@@ -5,7 +5,8 @@
 YOLOX-nano at 416x416 on the images of coco-tiny, one at a time, at a score threshold of 0.25. The decoding of the
 JPEGs is left out; preprocessing, the engine, decoding and NMS count. The bare engine runs the graph up to the raw
 heads on inputs made ahead, in the same precision and with the same threads. All take turns, image block by image
-block, in one process, and the order of the turns rotates.
+block, in one process, and the order of the turns rotates. "Undisturbed" takes the fastest round of each image, which
+leaves out what other programs on the machine do; without such programs the two columns say the same.
 """
 
 from __future__ import annotations
@@ -47,12 +48,20 @@ class Contender:
     Attributes:
         name: of the NMS form, or "bare engine".
         run: processes the image of an index.
-        rounds_ms: median time an image of each round.
+        rounds_ms: time of every image in every round.
     """
 
     name: str
     run: Callable[[int], object]
-    rounds_ms: list[float] = dataclasses.field(default_factory=list)
+    rounds_ms: list[NDArray[np.float64]] = dataclasses.field(default_factory=list)
+
+    def round_medians_ms(self) -> NDArray[np.float64]:
+        """The median image of each round."""
+        return np.median(np.array(self.rounds_ms), axis=1)
+
+    def undisturbed_ms(self) -> float:
+        """The median image, each at the fastest of its rounds, which leaves out the turns of other programs."""
+        return float(np.median(np.min(np.array(self.rounds_ms), axis=0)))
 
 
 def main() -> None:
@@ -111,16 +120,19 @@ def measure_engine(
         shift = turn % len(contenders)
         for contender in contenders[shift:] + contenders[:shift]:
             contender.rounds_ms.append(time_block(contender.run, len(images)))
-    bare = np.array(contenders[0].rounds_ms)
-    return {
-        contender.name: {
-            "ms": float(np.median(contender.rounds_ms)),
-            "ratio": float(np.median(np.array(contender.rounds_ms) / bare)),
-            "ratio_of_rounds": [round(float(ratio), 4) for ratio in np.array(contender.rounds_ms) / bare],
+    bare = contenders[0]
+    report: dict[str, Any] = {}
+    for contender in contenders:
+        ratios = contender.round_medians_ms() / bare.round_medians_ms()
+        report[contender.name] = {
+            "ms": float(np.median(contender.round_medians_ms())),
+            "ratio": float(np.median(ratios)),
+            "ratio_of_rounds": [round(float(ratio), 4) for ratio in ratios],
+            "undisturbed_ms": contender.undisturbed_ms(),
+            "undisturbed_ratio": contender.undisturbed_ms() / bare.undisturbed_ms(),
             "stages_ms": stages.get(contender.name),
         }
-        for contender in contenders
-    } | {form: {"refused": reason} for form, reason in refused.items()}
+    return report | {form: {"refused": reason} for form, reason in refused.items()}
 
 
 def bare_engine(backend: Backend, inputs: list[NDArray[Any]]) -> Callable[[int], object]:
@@ -142,8 +154,8 @@ def bare_engine(backend: Backend, inputs: list[NDArray[Any]]) -> Callable[[int],
     return run
 
 
-def time_block(run: Callable[[int], object], num_images: int) -> float:
-    """Median time an image in milliseconds, after a few that are not counted."""
+def time_block(run: Callable[[int], object], num_images: int) -> NDArray[np.float64]:
+    """Time of each image in milliseconds, after a few that are not counted."""
     for index in range(SETTLE_IMAGES):
         run(index)
     times = np.empty(num_images)
@@ -151,7 +163,7 @@ def time_block(run: Callable[[int], object], num_images: int) -> float:
         started = time.perf_counter()
         run(index)
         times[index] = time.perf_counter() - started
-    return float(np.median(times)) * 1e3
+    return times * 1e3
 
 
 def measure_stages(detector: Detector, images: list[Image]) -> dict[str, float]:
@@ -176,17 +188,22 @@ def print_report(report: dict[str, Any]) -> None:
     machine = report["machine"]
     threads = report["num_threads"] or "the engine's choice of"
     print(f"{machine['cpu_name']}, {machine['num_cores']} cores; {threads} threads; fp32")
+    print("engine       form          median image    undisturbed image    stages")
     for engine in ENGINES:
-        results = {name: entry for name, entry in report[engine].items() if "refused" not in entry}
-        for name, entry in results.items():
-            spread = f"{min(entry['ratio_of_rounds']):.3f} to {max(entry['ratio_of_rounds']):.3f}"
-            stages = entry["stages_ms"] or ""
-            print(f"{engine:12} {name:12} {entry['ms']:7.3f} ms  x {entry['ratio']:.3f} ({spread}) {stages}")
         for name, entry in report[engine].items():
             if "refused" in entry:
                 print(f"{engine:12} {name:12} {entry['refused']}")
-        best = min(entry["ratio"] for name, entry in results.items() if name != "bare engine")
-        print(f"{engine:12} the fastest form takes {best:.3f} times the bare engine (wanted: {TARGET_RATIO:.2f})")
+                continue
+            usual = f"{entry['ms']:6.2f} ms x {entry['ratio']:.3f}"
+            undisturbed = f"{entry['undisturbed_ms']:6.2f} ms x {entry['undisturbed_ratio']:.3f}"
+            stages = ", ".join(f"{stage} {value:.2f}" for stage, value in (entry["stages_ms"] or {}).items())
+            print(f"{engine:12} {name:12} {usual}  {undisturbed}  {stages}")
+        forms = [entry for name, entry in report[engine].items() if name in NMS_FORMS and "ratio" in entry]
+        best = min(forms, key=lambda entry: entry["ratio"])
+        print(
+            f"{engine:12} the fastest form takes {best['ratio']:.3f} times the bare engine, undisturbed "
+            f"{best['undisturbed_ratio']:.3f} (wanted: {TARGET_RATIO:.2f})"
+        )
 
 
 if __name__ == "__main__":
