@@ -21,7 +21,7 @@ from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.sessions import Tensors
 from boxwright.calibration.statistics import collect_statistics
 from boxwright.core.errors import InputError
-from boxwright.core.files import atomic_file, check_writable
+from boxwright.core.files import atomic_file, check_not_source, check_writable
 from boxwright.core.manifest import METADATA_KEY, CalibrationRecord, Manifest
 from boxwright.data import Dataset, load_dataset
 from boxwright.data.hashing import content_sha256
@@ -91,6 +91,7 @@ def calibrate(
     target = Path(out)
     if target.suffix != ".onnx":
         raise InputError("--out", expected="a file name that ends in .onnx", got=target.name, fix="rename it")
+    check_not_source(target, model)
     check_writable(target)
     report = on_progress or (lambda phase, done, total: None)
     float_model = load_float_model(model)

@@ -68,6 +68,15 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def check_not_source(path: str | os.PathLike[str], source: str | os.PathLike[str]) -> None:
+    """Raise `OutputError` where a result would replace the file that it is made from."""
+    target = Path(path)
+    if target.exists() and Path(source).exists() and target.samefile(source):
+        raise OutputError(
+            str(target), expected="another file than the source", got="the source itself", fix="pass another --out"
+        )
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Raise `OutputError` now where `path` could not be written later, before the work is done."""
     target = Path(path)

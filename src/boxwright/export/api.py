@@ -14,7 +14,7 @@ import onnx_ir as ir
 import boxwright
 from boxwright.core.decode_spec import DecodeSpec
 from boxwright.core.errors import InputError, OutputError, UnsupportedError
-from boxwright.core.files import atomic_directory, check_writable
+from boxwright.core.files import atomic_directory, check_not_source, check_writable
 from boxwright.core.labels import load_labels
 from boxwright.core.manifest import Manifest, VerificationRecord
 from boxwright.core.preprocess_presets import preset
@@ -135,6 +135,8 @@ def export(
     source = Path(source)
     out = Path(out) if out is not None else _default_out(source, options.format)
     _check_suffix(out, options.format)
+    check_not_source(out, source)
+    _check_replaceable(out, options.format)
     check_writable(out)
     with _naming(out), tempfile.TemporaryDirectory(prefix=".boxwright-", dir=out.parent) as folder:
         report("reading the source")
@@ -173,6 +175,17 @@ def _default_out(source: Path, wanted: Format) -> Path:
     if source.suffix == ".onnx":
         return source.with_name(f"{source.stem}_boxwright.onnx")
     return source.with_suffix(".onnx")
+
+
+def _check_replaceable(out: Path, wanted: Format) -> None:
+    """Raise `OutputError` where a folder that is no OpenVINO model stands in the place of the result."""
+    if wanted == "openvino" and out.is_dir() and any(out.iterdir()) and not any(out.glob("*.xml")):
+        raise OutputError(
+            str(out),
+            expected="a free place, or an OpenVINO model to replace",
+            got="a folder of other things",
+            fix="pass another --out",
+        )
 
 
 def _check_suffix(out: Path, wanted: Format) -> None:
