@@ -170,11 +170,18 @@ def _naming(out: Path) -> Iterator[None]:
 
 
 def _default_out(source: Path, wanted: Format) -> Path:
+    """A name beside the source; what is there already is only replaced where the user names it."""
     if wanted == "openvino":
-        return source.with_name(f"{source.stem}_openvino_model")
-    if source.suffix == ".onnx":
-        return source.with_name(f"{source.stem}_boxwright.onnx")
-    return source.with_suffix(".onnx")
+        out = source.with_name(f"{source.stem}_openvino_model")
+    elif source.suffix == ".onnx":
+        out = source.with_name(f"{source.stem}_boxwright.onnx")
+    else:
+        out = source.with_suffix(".onnx")
+    if out.exists():
+        raise OutputError(
+            str(out), expected="nothing there yet, since --out is not given", got="a file", fix="name it with --out"
+        )
+    return out
 
 
 def _check_replaceable(out: Path, wanted: Format) -> None:
