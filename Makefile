@@ -21,10 +21,10 @@ quickstart: $(INSTALLED)  ## Generate data, train, export, quantize and bench a 
 	$(BIN)/boxwright quickstart
 
 test: $(INSTALLED)  ## Run the tests, but those that take long or need a GPU.
-	$(PYTEST) -n $(PYTEST_JOBS) -m "not slow and not full and not gpu" --durations=10
+	$(PYTEST) -n $(PYTEST_JOBS) --dist loadgroup -m "not slow and not full and not gpu" --durations=10
 
 test-full: $(INSTALLED)  ## Run every test that does not need a GPU.
-	$(PYTEST) -n $(PYTEST_JOBS) -m "not gpu"
+	$(PYTEST) -n $(PYTEST_JOBS) --dist loadgroup -m "not gpu"
 
 test-gpu: $(INSTALLED)  ## Run the tests that need an NVIDIA GPU.
 	$(PYTEST) -m gpu

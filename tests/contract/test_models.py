@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,39 +11,15 @@ import torch
 
 from boxwright.bench.accuracy import evaluate
 from boxwright.core.decode import decode_nms
-from boxwright.core.images import read_image
 from boxwright.core.manifest import Manifest
-from boxwright.data import Dataset, load_dataset
-from boxwright.data.shapes import generate_shapes
-from boxwright.models import DetectionModel, LoadedModel, Targets, build_model, list_models, load_model
-from boxwright.models.common.registry import families
+from boxwright.data import Dataset
+from boxwright.models import Targets, list_models, load_model
 from boxwright.models.common.saving import save_checkpoint
 from boxwright.runtimes.detector import Detector
 from boxwright.runtimes.torch import TorchBackend
+from family_models import FAMILIES, NUM_CLASSES, TrainedFamily, as_loaded, every_family, small_model
 
-NUM_CLASSES = 4
 RAW_HEADS = {"box_regression", "class_logits", "objectness", "priors", "image_size_hw"}
-OVERFIT_SIZE_HW = (128, 128)
-OVERFIT_STEPS = 250
-
-
-@cache
-def smallest_variants() -> dict[str, str]:
-    """Family -> its variant with the fewest parameters."""
-    smallest: dict[str, tuple[int, str]] = {}
-    for info in list_models():
-        entry = (info.num_parameters, info.variant)
-        smallest[info.family] = min(entry, smallest.get(info.family, entry))
-    return {family: variant for family, (_, variant) in smallest.items()}
-
-
-FAMILIES = sorted(families())
-every_family = pytest.mark.parametrize("family", FAMILIES)
-
-
-def small_model(family: str, seed: int = 0) -> DetectionModel:
-    torch.manual_seed(seed)
-    return build_model(smallest_variants()[family], num_classes=NUM_CLASSES)
 
 
 def test_there_are_families() -> None:
@@ -138,23 +114,12 @@ def test_loss_is_finite_and_reaches_the_weights(family: str, counts: list[int]) 
     assert any(gradient.any() for gradient in gradients)
 
 
-def _wrap(model: DetectionModel, size_hw: tuple[int, int], class_names: tuple[str, ...]) -> LoadedModel:
-    return LoadedModel(
-        module=model,
-        family=model.family,
-        variant=model.variant,
-        class_names=class_names,
-        preprocess=model.default_preprocess(size_hw),
-        size_hw=size_hw,
-    )
-
-
 @every_family
 def test_checkpoint_round_trip(family: str, tmp_path: Path) -> None:
     model = small_model(family, seed=3).eval()
     size_hw = (2 * model.size_divisor, 3 * model.size_divisor)
     names = ("a", "b", "c", "d")
-    before = _wrap(model, size_hw, names)
+    before = as_loaded(model, size_hw, names)
     save_checkpoint(tmp_path / "m.pt", model.state_dict(), before.manifest())
     after = load_model(tmp_path / "m.pt")
     assert (after.family, after.variant, after.class_names) == (family, model.variant, names)
@@ -167,45 +132,15 @@ def test_checkpoint_round_trip(family: str, tmp_path: Path) -> None:
     assert Manifest.from_json(after.manifest().to_json()) == after.manifest()
 
 
-@pytest.fixture(scope="module")
-def eight_images(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("eight") / "shapes"
-    generate_shapes(folder, num_train=12, num_val=1, seed=5, image_size_hw=OVERFIT_SIZE_HW)
-    dataset = load_dataset(folder, "train")
-    return dataset.with_samples([sample for sample in dataset.samples if len(sample) > 0][:8])
-
-
 @every_family
-def test_overfits_eight_generated_images(family: str, eight_images: Dataset) -> None:
-    model = small_model(family)
-    losses = _overfit(model, eight_images)
-    assert np.isfinite(losses).all()
-    assert np.mean(losses[-10:]) < 0.6 * np.mean(losses[:10]), "the loss does not fall"
-    manifest = _wrap(model, OVERFIT_SIZE_HW, eight_images.class_names).manifest()
-    detector = Detector.from_backend(TorchBackend.from_module(model, manifest), manifest, conf=0.01, iou=0.6)
+def test_overfits_eight_generated_images(
+    family: str, eight_images: Dataset, trained: Callable[[str], TrainedFamily]
+) -> None:
+    result = trained(family)
+    assert np.isfinite(result.losses).all()
+    assert np.mean(result.losses[-10:]) < 0.6 * np.mean(result.losses[:10]), "the loss does not fall"
+    manifest = result.loaded.manifest()
+    backend = TorchBackend.from_module(result.loaded.module, manifest)
+    detector = Detector.from_backend(backend, manifest, conf=0.01, iou=0.6)
     accuracy = evaluate(detector, eight_images)
-    assert accuracy.map50 is not None and accuracy.map50 >= 0.9, (accuracy, losses[::10])
-
-
-def _overfit(model: DetectionModel, dataset: Dataset) -> list[float]:
-    """Train on the images as they are, the last fifth of the steps in the final phase."""
-    preprocess = model.default_preprocess(OVERFIT_SIZE_HW)
-    images = torch.stack([torch.from_numpy(preprocess.apply(read_image(s.image_path))[0]) for s in dataset.samples])
-    targets = Targets(
-        boxes_xyxy=[torch.from_numpy(sample.boxes_xyxy) for sample in dataset.samples],
-        class_ids=[torch.from_numpy(sample.class_ids) for sample in dataset.samples],
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=OVERFIT_STEPS)
-    losses = []
-    for step in range(OVERFIT_STEPS):
-        if step == int(OVERFIT_STEPS * 0.8):
-            model.enter_final_phase()
-        loss = model.train().training_loss(images, targets)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 10.0)
-        optimizer.step()
-        schedule.step()
-        losses.append(loss.item())
-    return losses
+    assert accuracy.map50 is not None and accuracy.map50 >= 0.9, (accuracy, result.losses[::10])
