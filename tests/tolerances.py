@@ -34,3 +34,5 @@ REFERENCE_MAP = 2e-3
 # of 1e-3 is the promise that docs/cpp.md makes.
 SDK_BOXES = 1e-3
 SDK_SCORES = 1e-5
+# Of AP50 on 80 images against OpenCV's reader of Darknet files (the bound that the project set itself).
+OPENCV_MAP50 = 4e-3

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 _CHECKPOINT_OPENER = "boxwright.cli._opening:open_candidate"
 _REFUSING_OPENER = "boxwright.cli._opening:refuse_candidate"
-_DARKNET_SUFFIX = ".weights"
 # Engines whose INT8 rules calibration knows; others read what was made for this one.
 _INT8_ENGINES = ("onnxruntime", "openvino", "tensorrt")
 _DEFAULT_INT8_ENGINE = "openvino"
@@ -102,7 +101,7 @@ class _Source:
         from boxwright.bench.ultralytics import is_ultralytics_folder, is_ultralytics_onnx
 
         self._path, self._options, self._cache, self._matrix = path, options, cache, matrix
-        self._is_checkpoint = is_checkpoint(path) or path.suffix.lower() == _DARKNET_SUFFIX
+        self._is_checkpoint = is_checkpoint(path)
         # Who names a head says what the file is, whatever it says itself.
         self._is_theirs = options.head is None and (is_ultralytics_folder(path) or is_ultralytics_onnx(path))
         self._is_foreign = not self._is_theirs and path.suffix.lower() == ".onnx" and not _has_manifest(path)

@@ -25,7 +25,7 @@ class RefusedUnsupportedError(UnsupportedError):
         Exception.__init__(self, reason)
 
 
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt")
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".ckpt", ".weights")
 
 
 @dataclass(frozen=True, kw_only=True)

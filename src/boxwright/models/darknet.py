@@ -138,6 +138,7 @@ class Darknet(DetectionModel):
             ),
             score_activation="softmax" if is_region else "sigmoid",
             score_combination="multiply",
+            multi_label=True,  # Darknet sorts and suppresses each class by itself, over all boxes
             nms=NmsSpec(overlap=self._nms_overlap),
         )
 
