@@ -21,8 +21,9 @@ from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
 from boxwright.models.common.anchor_assignment import IGNORED, assign_atss, assign_by_iou
 from boxwright.models.common.anchor_deltas import DELTA_CLIP, decode_deltas, encode_deltas
-from boxwright.models.common.boxes import paired_overlap
+from boxwright.models.common.boxes import OverlapKind
 from boxwright.models.common.checkpoint import StateDict
+from boxwright.models.common.class_targets import sigmoid_class_targets
 from boxwright.models.common.dense_head import conv_tower, flatten_levels, prediction_layer
 from boxwright.models.common.detector import DetectionModel
 from boxwright.models.common.feature_pyramid import (
@@ -31,6 +32,7 @@ from boxwright.models.common.feature_pyramid import (
     pyramid_grids_hw,
     pyramid_steps_hw,
 )
+from boxwright.models.common.iou_losses import overlap_loss
 from boxwright.models.common.registry import ImportedWeights
 from boxwright.models.common.targets import Targets
 
@@ -53,7 +55,7 @@ class RetinaNetConfig:
         p6_from: what P6 is made from.
         normalised_head: whether the head has group normalisation.
         assigner: by fixed overlaps or ATSS.
-        box_loss: on the deltas or on the boxes.
+        box_loss: on the deltas (smooth L1), or by an overlap of the boxes.
         channels: of the pyramid and the head.
         size_hw: the usual input size.
     """
@@ -63,7 +65,7 @@ class RetinaNetConfig:
     p6_from: Literal["p5", "c5"] = "p5"
     normalised_head: bool = False
     assigner: Literal["iou", "atss"] = "iou"
-    box_loss: Literal["smooth_l1", "giou"] = "smooth_l1"
+    box_loss: Literal["smooth_l1"] | OverlapKind = "smooth_l1"
     size_hw: tuple[int, int] = (512, 512)
 
 
@@ -120,6 +122,7 @@ class RetinaNet(DetectionModel):
     """The detector; its keys are those of torchvision's."""
 
     family: ClassVar[str] = "retinanet"
+    supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss", "label_smoothing"})
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
@@ -160,7 +163,9 @@ class RetinaNet(DetectionModel):
             positive = assigned >= 0
             num_positive = max(int(positive.sum()), 1)
             wanted = torch.zeros_like(logits)
-            wanted[positive, class_ids[assigned[positive]]] = 1.0
+            wanted[positive] = sigmoid_class_targets(
+                class_ids[assigned[positive]], self.num_classes, smoothing=self.loss_options.label_smoothing
+            ).to(logits.dtype)
             learned = assigned != IGNORED
             focal = sigmoid_focal_loss(
                 logits[learned], wanted[learned], alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA, reduction="sum"
@@ -178,8 +183,9 @@ class RetinaNet(DetectionModel):
         return assign_by_iou(anchors, boxes, foreground_iou=FOREGROUND_IOU, background_iou=BACKGROUND_IOU)
 
     def _box_loss(self, deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
-        if self.config.box_loss == "giou":
-            return (1 - paired_overlap(decode_deltas(deltas, anchors), boxes, kind="giou")).sum()
+        kind = self.loss_options.box_loss or self.config.box_loss
+        if kind != "smooth_l1":
+            return overlap_loss(decode_deltas(deltas, anchors), boxes, kind=kind).sum()
         return functional.smooth_l1_loss(deltas, encode_deltas(boxes, anchors), beta=SMOOTH_L1_BETA, reduction="sum")
 
     def decode_spec(self, size_hw: tuple[int, int]) -> AnchorDeltas:

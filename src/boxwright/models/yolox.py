@@ -21,8 +21,11 @@ from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
 from boxwright.models.common.boxes import cxcywh_to_xyxy, paired_overlap, xyxy_to_cxcywh
 from boxwright.models.common.checkpoint import StateDict
+from boxwright.models.common.class_targets import sigmoid_class_targets
 from boxwright.models.common.detector import DetectionModel
+from boxwright.models.common.iou_losses import overlap_loss
 from boxwright.models.common.layers import ConvBnAct, DepthwiseSeparable
+from boxwright.models.common.loss_options import LossOptions
 from boxwright.models.common.registry import ImportedWeights
 from boxwright.models.common.simota import assign_simota
 from boxwright.models.common.targets import Targets
@@ -258,19 +261,23 @@ def decode(box_regression: Tensor, cells: Tensor) -> Tensor:
     return cxcywh_to_xyxy(torch.cat([centres, sizes], dim=-1))
 
 
-def yolox_loss(heads: dict[str, Tensor], targets: Targets, *, with_l1: bool) -> dict[str, Tensor]:
+def yolox_loss(
+    heads: dict[str, Tensor], targets: Targets, *, with_l1: bool, options: LossOptions | None = None
+) -> dict[str, Tensor]:
     """The loss of a batch: each part is summed over its points and divided by the number of foreground points.
 
     Args:
         heads: raw heads of the batch, with the grid under `_cells`.
         targets: of the batch.
         with_l1: adds the distance of the raw box numbers to the ideal ones, for the last epochs.
+        options: changes of the class targets and of the box loss.
 
     Returns:
         Scalars `loss`, `loss_box`, `loss_objectness`, `loss_class` and, where asked for, `loss_l1`.
 
     Source: YOLOX, sec. 2.1; the weight 5 and the squared IoU as in the authors' reference.
     """
+    options = LossOptions() if options is None else options
     raw = heads["box_regression"].float()  # (B, N, 4); the loss is in float32 under mixed precision too
     class_logits, objectness = heads["class_logits"].float(), heads["objectness"].float()
     cells = heads["_cells"]
@@ -281,12 +288,12 @@ def yolox_loss(heads: dict[str, Tensor], targets: Targets, *, with_l1: bool) -> 
     image, point = found.is_foreground.nonzero(as_tuple=True)  # (F,) each
     target_row = found.object_index[image, point]
     target_boxes = padded.boxes_xyxy[image, target_row]  # (F, 4)
-    class_targets = functional.one_hot(padded.class_ids[image, target_row], class_logits.shape[2])  # (F, C)
-    class_targets = class_targets * found.iou[image, point, None]
+    class_targets = found.iou[image, point, None] * sigmoid_class_targets(
+        padded.class_ids[image, target_row], class_logits.shape[2], smoothing=options.label_smoothing
+    )  # (F, C)
     num_foreground = max(1, len(image))
-    iou = paired_overlap(boxes[image, point], target_boxes)
     parts = {
-        "loss_box": BOX_WEIGHT * (1 - iou.square()).sum() / num_foreground,
+        "loss_box": BOX_WEIGHT * _box_loss(boxes[image, point], target_boxes, options).sum() / num_foreground,
         "loss_objectness": _bce_sum(objectness, found.is_foreground.float()) / num_foreground,
         "loss_class": _bce_sum(class_logits[image, point], class_targets) / num_foreground,
     }
@@ -294,6 +301,12 @@ def yolox_loss(heads: dict[str, Tensor], targets: Targets, *, with_l1: bool) -> 
         ideal = encode(target_boxes, cells[point])
         parts["loss_l1"] = (raw[image, point] - ideal).abs().sum() / num_foreground
     return {"loss": torch.stack(list(parts.values())).sum(), **parts}
+
+
+def _box_loss(boxes: Tensor, target_boxes: Tensor, options: LossOptions) -> Tensor:
+    if options.box_loss is not None:
+        return overlap_loss(boxes, target_boxes, kind=options.box_loss)
+    return 1 - paired_overlap(boxes, target_boxes).square()
 
 
 def encode(boxes_xyxy: Tensor, cells: Tensor) -> Tensor:
@@ -311,6 +324,7 @@ class Yolox(DetectionModel):
     """The detector; raw heads before any activation, boxes as offsets to the grid."""
 
     family: ClassVar[str] = "yolox"
+    supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss", "label_smoothing"})
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
@@ -328,7 +342,7 @@ class Yolox(DetectionModel):
         return heads
 
     def loss(self, heads: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        return yolox_loss(heads, targets, with_l1=self.with_l1)
+        return yolox_loss(heads, targets, with_l1=self.with_l1, options=self.loss_options)
 
     def enter_final_phase(self) -> None:
         self.with_l1 = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from boxwright.core.decode_spec import DecodeSpec
 from boxwright.core.errors import InputError
 from boxwright.core.preprocess import Preprocess
+from boxwright.models.common.loss_options import LossOptions
 from boxwright.models.common.targets import Targets
 
 
@@ -21,10 +23,13 @@ class DetectionModel(nn.Module, ABC):
         variant: e.g. "yolox-nano".
         num_classes: without the background.
         size_divisor: the sides of the network's input are multiples of this many pixels.
+        supported_loss_options: names of the `LossOptions` that the family's loss heeds.
+        loss_options: what a run has changed in the loss.
     """
 
     family: ClassVar[str]
     size_divisor: ClassVar[int] = 32
+    supported_loss_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__()
@@ -32,6 +37,7 @@ class DetectionModel(nn.Module, ABC):
             raise InputError("num_classes", expected="at least 1", got=str(num_classes), fix="give a class")
         self.variant = variant
         self.num_classes = num_classes
+        self.loss_options = LossOptions()
 
     @abstractmethod
     def forward(self, images: Tensor) -> dict[str, Tensor]:
@@ -79,6 +85,50 @@ class DetectionModel(nn.Module, ABC):
     def enter_final_phase(self) -> None:
         """Told once, before the last epochs, in which the strong augmentations rest."""
         return
+
+    def set_loss_options(self, options: LossOptions) -> None:
+        """Change what `loss` does.
+
+        Raises:
+            InputError: where the family's loss has no place for an option that is asked for.
+        """
+        for name in options.asked():
+            if name not in self.supported_loss_options:
+                known = ", ".join(sorted(self.supported_loss_options)) or "none"
+                raise InputError(
+                    f"--{name.replace('_', '-')}",
+                    expected=f"an option that the loss of {self.variant} has ({known.replace('_', '-')})",
+                    got=name.replace("_", "-"),
+                    fix="leave it out, or train another family",
+                )
+        self.loss_options = options
+
+    @property
+    def backbone_prefixes(self) -> tuple[str, ...]:
+        """Names of the submodules that are the backbone, which may be frozen or learn more slowly; empty if unknown."""
+        backbone = getattr(self, "backbone", None)
+        if not isinstance(backbone, nn.Module):
+            return ()
+        # In torchvision's detectors the pyramid is a part of `backbone`, and what others call so is its `body`.
+        return ("backbone.body",) if hasattr(backbone, "body") else ("backbone",)
+
+    @property
+    def num_anchor_sizes(self) -> int:
+        """How many anchor sizes `set_anchors` takes; 0 where the family has none that depend on the data."""
+        return 0
+
+    def set_anchors(self, sizes_wh: Sequence[tuple[float, float]]) -> None:
+        """Replace the anchors, which must then be part of the state dict.
+
+        Args:
+            sizes_wh: `num_anchor_sizes` widths and heights in pixels of the network's input, by ascending area.
+        """
+        raise InputError(
+            "--anchors",
+            expected="a family whose anchors depend on the data",
+            got=self.variant,
+            fix="leave --anchors out",
+        )
 
     def check_size(self, size_hw: tuple[int, int]) -> None:
         """Raise `InputError` where a side of the input is not a positive multiple of `size_divisor`."""
