@@ -97,3 +97,21 @@ def test_constants_are_computed_and_unread_nodes_dropped() -> None:
     model = ir.from_proto(constant_chain())
     assert run_passes(model) == ("fold_constants",)
     assert [node.op_type for node in model.graph] == ["Mul"]
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_split_says_the_sizes_of_its_parts_below_opset_18(count: int) -> None:
+    names = [f"part{index}" for index in range(count)]
+    proto = model_of([helper.make_node("Split", ["images"], names, axis=2, num_outputs=count)], [], names)
+    proto.opset_import[0].version = 18
+    images = GENERATOR.uniform(-1, 1, SHAPE).astype(np.float32)
+    expected = results(proto, images)
+    newer = ir.from_proto(proto)
+    assert find_passes()["split_sizes"].run(newer) is False
+    proto.opset_import[0].version = 17
+    with pytest.raises(Exception, match="num_outputs"):
+        results(proto, images)
+    model = ir.from_proto(proto)
+    assert find_passes()["split_sizes"].run(model) is True
+    for found, wanted in zip(results(ir.to_proto(model), images), expected, strict=True):
+        np.testing.assert_array_equal(found, wanted)
