@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,9 +21,10 @@ from boxwright.core.preprocess_presets import preset
 from boxwright.models.common.boxes import cxcywh_to_xyxy, paired_overlap, xyxy_to_cxcywh
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.class_targets import sigmoid_class_targets
+from boxwright.models.common.csp import CspLayer, MakeConv, PathAggregation, make_conv_factory
 from boxwright.models.common.detector import DetectionModel
 from boxwright.models.common.iou_losses import overlap_loss
-from boxwright.models.common.layers import ConvBnAct, DepthwiseSeparable
+from boxwright.models.common.layers import ConvBnAct
 from boxwright.models.common.loss_options import LossOptions
 from boxwright.models.common.registry import ImportedWeights
 from boxwright.models.common.simota import assign_simota
@@ -66,18 +66,6 @@ VARIANTS: dict[str, YoloxConfig] = {
     "yolox-x": YoloxConfig(depth=1.33, width=1.25),
 }
 
-MakeConv = Callable[[int, int, int, int], nn.Module]
-
-
-def _make_conv(depthwise: bool) -> MakeConv:
-    """A factory of k x k convolutions: (in_channels, out_channels, kernel_size, stride) -> module."""
-
-    def make(in_channels: int, out_channels: int, kernel_size: int, stride: int) -> nn.Module:
-        block = DepthwiseSeparable if depthwise else ConvBnAct
-        return block(in_channels, out_channels, kernel_size, stride=stride)
-
-    return make
-
 
 class Focus(nn.Module):
     """Each 2x2 patch of pixels becomes one position of 12 channels; then a convolution."""
@@ -91,41 +79,6 @@ class Focus(nn.Module):
         patches = [even_rows[..., ::2], odd_rows[..., ::2], even_rows[..., 1::2], odd_rows[..., 1::2]]
         features: Tensor = self.conv(torch.cat(patches, dim=1))  # (B, 12, H/2, W/2) before the convolution
         return features
-
-
-class Bottleneck(nn.Module):
-    """1x1 and 3x3 convolution, with a shortcut where asked for."""
-
-    def __init__(self, channels: int, *, shortcut: bool, make_conv: MakeConv) -> None:
-        super().__init__()
-        self.conv1 = ConvBnAct(channels, channels, 1)
-        self.conv2 = make_conv(channels, channels, 3, 1)
-        self.shortcut = shortcut
-
-    def forward(self, features: Tensor) -> Tensor:
-        refined: Tensor = self.conv2(self.conv1(features))
-        return features + refined if self.shortcut else refined
-
-
-class CspLayer(nn.Module):
-    """Half of the channels pass through bottlenecks, half around them. Source: Wang et al., CSPNet, 2020."""
-
-    def __init__(
-        self, in_channels: int, out_channels: int, *, num_blocks: int, shortcut: bool, make_conv: MakeConv
-    ) -> None:
-        super().__init__()
-        hidden = out_channels // 2
-        self.conv1 = ConvBnAct(in_channels, hidden, 1)
-        self.conv2 = ConvBnAct(in_channels, hidden, 1)
-        self.conv3 = ConvBnAct(2 * hidden, out_channels, 1)
-        self.blocks = nn.Sequential(
-            *(Bottleneck(hidden, shortcut=shortcut, make_conv=make_conv) for _ in range(num_blocks))
-        )
-
-    def forward(self, features: Tensor) -> Tensor:
-        through, around = self.blocks(self.conv1(features)), self.conv2(features)
-        merged: Tensor = self.conv3(torch.cat([through, around], dim=1))
-        return merged
 
 
 class SpatialPyramidPooling(nn.Module):
@@ -169,39 +122,6 @@ class CspDarknet(nn.Module):
         stride8 = self.stages[1](stride4)
         stride16 = self.stages[2](stride8)
         return stride8, stride16, self.stages[3](stride16)
-
-
-class PathAggregation(nn.Module):
-    """The neck: a top-down and a bottom-up path between the levels. Source: Liu et al., PANet, CVPR 2018, sec. 3.2."""
-
-    def __init__(self, config: YoloxConfig, make_conv: MakeConv) -> None:
-        super().__init__()
-        p3, p4, p5 = (int(channels * config.width) for channels in (256, 512, 1024))
-        num_blocks = round(3 * config.depth)
-
-        def csp(in_channels: int, out_channels: int) -> CspLayer:
-            return CspLayer(in_channels, out_channels, num_blocks=num_blocks, shortcut=False, make_conv=make_conv)
-
-        self.lateral_p5 = ConvBnAct(p5, p4, 1)
-        self.top_down_p4 = csp(2 * p4, p4)
-        self.lateral_p4 = ConvBnAct(p4, p3, 1)
-        self.top_down_p3 = csp(2 * p3, p3)
-        self.downsample_p3 = make_conv(p3, p3, 3, 2)
-        self.bottom_up_p4 = csp(2 * p3, p4)
-        self.downsample_p4 = make_conv(p4, p4, 3, 2)
-        self.bottom_up_p5 = csp(2 * p4, p5)
-
-    def forward(self, p3: Tensor, p4: Tensor, p5: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        lateral_p5 = self.lateral_p5(p5)
-        lateral_p4 = self.lateral_p4(self.top_down_p4(torch.cat([_upsample(lateral_p5), p4], dim=1)))
-        out_p3 = self.top_down_p3(torch.cat([_upsample(lateral_p4), p3], dim=1))
-        out_p4 = self.bottom_up_p4(torch.cat([self.downsample_p3(out_p3), lateral_p4], dim=1))
-        out_p5 = self.bottom_up_p5(torch.cat([self.downsample_p4(out_p4), lateral_p5], dim=1))
-        return out_p3, out_p4, out_p5
-
-
-def _upsample(features: Tensor) -> Tensor:
-    return functional.interpolate(features, scale_factor=2.0, mode="nearest")
 
 
 class DecoupledHead(nn.Module):
@@ -330,9 +250,13 @@ class Yolox(DetectionModel):
         super().__init__(variant=variant, num_classes=num_classes)
         self.with_l1 = False
         config = VARIANTS[variant]
-        make_conv = _make_conv(config.depthwise)
+        make_conv = make_conv_factory(depthwise=config.depthwise)
         self.backbone = CspDarknet(config, make_conv)
-        self.neck = PathAggregation(config, make_conv)
+        self.neck = PathAggregation(
+            tuple(int(channels * config.width) for channels in (256, 512, 1024)),
+            num_blocks=round(3 * config.depth),
+            make_conv=make_conv,
+        )
         self.head = DecoupledHead(config, make_conv, num_classes)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
