@@ -119,6 +119,13 @@ def test_grid_priors_hold_the_cell_and_the_anchor() -> None:
     assert priors[4].tolist() == [4, 12, 10, 20]
 
 
+def test_grid_priors_may_lie_otherwise_than_by_the_stride() -> None:
+    level = specs.GridLevel(grid_hw=(2, 2), stride=8.0, step_hw=(7.0, 6.0))
+    assert level.priors().tolist() == [[0, 0, 8, 8], [6, 0, 8, 8], [0, 7, 8, 8], [6, 7, 8, 8]]
+    original = manifest(decode=specs.Distances(num_classes=2, levels=(level,)))
+    assert Manifest.from_json(original.to_json()) == original
+
+
 def test_query_priors_scale_to_pixels() -> None:
     priors = DECODE_SPECS[4].priors()
     assert priors is not None and priors.shape == (7, 4)

@@ -40,7 +40,7 @@ ANCHORS = AnchorDeltas(
 )
 POINTS = Distances(
     num_classes=len(CLASS_NAMES),
-    levels=(GridLevel(grid_hw=(ROWS, COLUMNS), stride=float(STRIDE), offset=0.5),),
+    levels=(GridLevel(grid_hw=(ROWS, COLUMNS), stride=float(STRIDE), offset=0.5, step_hw=(STRIDE - 1.0, STRIDE + 0.5)),),
     nms=NMS,
 )
 MANIFESTS = {

@@ -60,10 +60,14 @@ Preprocess read_preprocess(const json::Value& value) {
 
 // Reference points and scales of a grid's cells, in the order of level, row, column, anchor.
 void append_grid(const json::Value& level, std::vector<float>& priors, DecodeNmsAttributes& attributes, bool is_grid) {
-    level.require_only("decode.levels", {"grid_hw", "stride", "anchors_wh", "offset", "scale_xy"});
+    level.require_only("decode.levels", {"grid_hw", "stride", "anchors_wh", "offset", "scale_xy", "step_hw"});
     const std::vector<double> grid_hw = level.numbers_at("grid_hw", 2);
     const float stride = static_cast<float>(level.number_at("stride"));
     const float offset = static_cast<float>(level.number_at("offset"));
+    std::vector<double> step_hw = {stride, stride};
+    // Files of before this key have none.
+    const json::Value* given_step = level.find("step_hw");
+    if (given_step != nullptr && !given_step->is_null()) step_hw = level.numbers_at("step_hw", 2);
     std::vector<std::vector<double>> anchors_wh;
     for (const json::Value& anchor : level.list_at("anchors_wh")) {
         if (anchor.items.size() != 2) unsupported("decode.levels.anchors_wh", "pairs", "another number");
@@ -74,8 +78,8 @@ void append_grid(const json::Value& level, std::vector<float>& priors, DecodeNms
     for (int64_t row = 0; row < static_cast<int64_t>(grid_hw[0]); ++row) {
         for (int64_t column = 0; column < static_cast<int64_t>(grid_hw[1]); ++column) {
             for (const std::vector<double>& anchor : anchors_wh) {
-                priors.push_back((static_cast<float>(column) + offset) * stride);
-                priors.push_back((static_cast<float>(row) + offset) * stride);
+                priors.push_back((static_cast<float>(column) + offset) * static_cast<float>(step_hw[1]));
+                priors.push_back((static_cast<float>(row) + offset) * static_cast<float>(step_hw[0]));
                 priors.push_back(static_cast<float>(anchor[0]));
                 priors.push_back(static_cast<float>(anchor[1]));
             }

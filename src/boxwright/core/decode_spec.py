@@ -81,6 +81,7 @@ class GridLevel:
         anchors_wh: width and height in pixels of each anchor of a cell; empty means one of stride by stride.
         offset: of the reference point in the cell, in cells (0: corner, 0.5: centre).
         scale_xy: YOLOv4's stretch of the offset about the cell's middle.
+        step_hw: pixels from one reference point to the next, for heads that lay them otherwise than by the stride.
     """
 
     grid_hw: tuple[int, int]
@@ -88,6 +89,7 @@ class GridLevel:
     anchors_wh: tuple[tuple[float, float], ...] = ()
     offset: float = 0.0
     scale_xy: float = 1.0
+    step_hw: tuple[float, float] | None = None
 
     @property
     def size(self) -> int:
@@ -95,7 +97,8 @@ class GridLevel:
 
     def priors(self) -> FloatArray:
         """Reference point x, y and scale w, h of each anchor, (rows * columns * A, 4) in pixels."""
-        points = _cell_points(self.grid_hw, (self.stride, self.stride), self.offset)  # (cells, 2)
+        step_hw = (self.stride, self.stride) if self.step_hw is None else self.step_hw
+        points = _cell_points(self.grid_hw, step_hw, self.offset)  # (cells, 2)
         scales = np.array(self.anchors_wh or ((self.stride, self.stride),), dtype=np.float32)  # (A, 2)
         cells, anchors = len(points), len(scales)
         result = np.empty((cells, anchors, 4), dtype=np.float32)
