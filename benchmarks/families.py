@@ -1,0 +1,217 @@
+"""Trains every detector family for the same short time, and measures what comes out as FP32 and INT8 on each engine.
+
+    python benchmarks/families.py [--minutes 3] [--jobs 2] [--data shapes,bccd] [--variants a,b] [--out DIR] [--json]
+
+Each family stands with its smallest variant, trained from random weights (of the backbone too) on one thread, `--jobs`
+of them side by side, and measured afterwards, one at a time: AP and AP50 on images that were not trained on, images a
+second end to end at batch 1, and the size of the file. `shapes` is the generated data set at 160x160, `bccd` the blood
+cells at 256x256; a family whose input size is fixed keeps its own. With the given --out a run that was interrupted
+goes on where it stopped. Minutes on two cores say which family learns at all and what it costs to run, not which one
+is the better detector after days on a GPU.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+SHARED = Path(os.environ.get("BOXWRIGHT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+SIZES_HW = {"shapes": (160, 160), "bccd": (256, 256)}
+SPLITS = {"shapes": "val", "bccd": "test"}
+FORMS = (("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "fp32"), ("openvino", "int8"))
+BATCH = 16
+MANY_EPOCHS = 100
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=3.0, help="of training, each")
+    parser.add_argument("--jobs", type=int, default=2, help="trainings at the same time, one thread each")
+    parser.add_argument("--data", default="shapes,bccd")
+    parser.add_argument("--variants", help="instead of every family's smallest, separated by commas")
+    parser.add_argument("--out", type=Path, help="folder for the runs; a temporary one by default")
+    parser.add_argument("--json", action="store_true", dest="as_json")
+    parser.add_argument("--train-one", nargs=2, metavar=("VARIANT", "DATA"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as temporary:
+        out = arguments.out or Path(temporary)
+        if arguments.train_one:
+            train_one(*arguments.train_one, out, arguments.minutes)
+            return
+        names = arguments.data.split(",")
+        rows = run(out, names, arguments.variants, minutes=arguments.minutes, jobs=arguments.jobs)
+    if arguments.as_json:
+        print(json.dumps(rows, indent=2))
+        return
+    for name in names:
+        print(f"\n{name}, {arguments.minutes:g} minutes of training each on one thread\n")
+        print("\n".join(table([row for row in rows if row["data"] == name])))
+
+
+def run(out: Path, data_names: list[str], variants: str | None, *, minutes: float, jobs: int) -> list[dict[str, Any]]:
+    """Train all, then measure all."""
+    chosen = variants.split(",") if variants else smallest_variants()
+    pairs = [(variant, name) for name in data_names for variant in chosen]
+    for name in data_names:
+        data_folder(name, out)
+    with ThreadPoolExecutor(jobs) as pool:
+        for variant, name, problem in pool.map(lambda pair: train_apart(*pair, out, minutes), pairs):
+            print(f"trained {variant} on {name}" + (f": {problem}" if problem else ""), file=sys.stderr)
+    rows = []
+    for variant, name in pairs:
+        rows.append(measure(variant, name, out))
+        print(f"measured {variant} on {name}", file=sys.stderr)
+    return rows
+
+
+def smallest_variants() -> list[str]:
+    """Of each family the one with the fewest parameters."""
+    from boxwright.models import list_models
+
+    smallest: dict[str, tuple[int, str]] = {}
+    for info in list_models():
+        entry = (info.num_parameters, info.variant)
+        smallest[info.family] = min(entry, smallest.get(info.family, entry))
+    return [variant for _, variant in smallest.values()]
+
+
+def data_folder(name: str, out: Path) -> Path:
+    """Where the data set lies; shapes are generated."""
+    if name == "bccd":
+        folder = SHARED / "data" / "bccd"
+        if not folder.is_dir():
+            sys.exit(f"{folder} is absent; set BOXWRIGHT_SHARED to the folder of real data, or pass --data shapes")
+        return folder
+    from boxwright.data.shapes import generate_shapes
+
+    folder = out / "shapes"
+    return folder if folder.is_dir() else generate_shapes(folder)
+
+
+def train_apart(variant: str, data_name: str, out: Path, minutes: float) -> tuple[str, str, str]:
+    """Train in a process of one thread; returns the reason where that failed."""
+    if (run_folder(variant, data_name, out) / "done").exists():
+        return variant, data_name, ""
+    command = [sys.executable, __file__, "--out", str(out), "--minutes", str(minutes)]
+    done = subprocess.run(
+        [*command, "--train-one", variant, data_name],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines = done.stderr.strip().splitlines()
+    return variant, data_name, "" if done.returncode == 0 else (lines[-1] if lines else f"status {done.returncode}")
+
+
+def run_folder(variant: str, data_name: str, out: Path) -> Path:
+    return out / f"{variant}-{data_name}"
+
+
+def train_one(variant: str, data_name: str, out: Path, minutes: float) -> None:
+    """Train, export and calibrate."""
+    import torch
+
+    from boxwright.calibration import calibrate
+    from boxwright.export import export
+    from boxwright.training import TrainConfig, train
+
+    torch.set_num_threads(1)
+    folder, data = run_folder(variant, data_name, out), data_folder(data_name, out)
+    result = train(
+        TrainConfig(
+            data=data,
+            model=variant,
+            out=folder,
+            size_hw=fitting_size_hw(variant, SIZES_HW[data_name]),
+            epochs=MANY_EPOCHS,
+            max_minutes=minutes,
+            batch=BATCH,
+            workers=0,
+            val_every=0,
+        )
+    )
+    export(result.best, folder / "m.onnx", data=data)
+    calibrate(folder / "m.onnx", data, folder / "m_int8.onnx", split="train", num_images=64, measure=False)
+    (folder / "done").write_text(json.dumps({"epochs": result.epochs_done, "seconds": result.seconds}))
+
+
+def fitting_size_hw(variant: str, wanted_hw: tuple[int, int]) -> tuple[int, int] | None:
+    """The wanted input size where the detector takes it, else None for its own."""
+    from boxwright.core.errors import InputError
+    from boxwright.models import build_model
+
+    try:
+        build_model(variant, num_classes=1).decode_spec(wanted_hw)
+    except InputError:
+        return None
+    return wanted_hw
+
+
+def measure(variant: str, data_name: str, out: Path) -> dict[str, Any]:
+    """AP, speed and size in every form; kept beside the run."""
+    from boxwright.bench.candidate import Candidate
+    from boxwright.bench.results import Settings
+    from boxwright.bench.run import run_benchmark
+    from boxwright.data import load_dataset
+
+    folder = run_folder(variant, data_name, out)
+    kept = folder / "measured.json"
+    if kept.exists():
+        row: dict[str, Any] = json.loads(kept.read_text())
+        return row
+    row = {"variant": variant, "data": data_name, "forms": {}}
+    if not (folder / "done").exists():
+        return {**row, "problem": "not trained"}
+    files = {"fp32": folder / "m.onnx", "int8": folder / "m_int8.onnx"}
+    candidates = [
+        Candidate(model=str(files[precision]), backend=backend, precision=precision) for backend, precision in FORMS
+    ]
+    settings = Settings(min_launches=1, max_launches=1, rounds=6, block_s=0.2, with_raw_engine=False)
+    measured = run_benchmark(
+        candidates, load_dataset(data_folder(data_name, out), SPLITS[data_name]), settings=settings
+    )
+    row |= json.loads((folder / "done").read_text())
+    row["imgsz"] = measured.report.results[0].imgsz
+    for (backend, precision), result in zip(FORMS, measured.report.results, strict=True):
+        row["forms"][f"{backend} {precision}"] = {
+            "map": result.map,
+            "map50": result.map50,
+            "fps": result.fps,
+            "size_mb": files[precision].stat().st_size / 1e6,
+            "reason": result.reason,
+        }
+    kept.write_text(json.dumps(row))
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Markdown."""
+    yield "| detector | input | epochs | " + " | ".join(f"{' '.join(form)}: AP, AP50, FPS, MB" for form in FORMS) + " |"
+    yield "| --- | --- | --- | " + " | ".join("---" for _ in FORMS) + " |"
+    for row in rows:
+        if "problem" in row:
+            yield f"| {row['variant']} | | {row['problem']} | | | | |"
+            continue
+        cells = [describe(row["forms"][" ".join(form)]) for form in FORMS]
+        height, width = row["imgsz"]
+        yield f"| {row['variant']} | {height}x{width} | {row['epochs']} | " + " | ".join(cells) + " |"
+
+
+def describe(form: dict[str, Any]) -> str:
+    if form["map"] is None:
+        return form["reason"] or "not measured"
+    fps = "" if form["fps"] is None else f"{form['fps']:.0f}"
+    return f"{form['map']:.3f}, {form['map50']:.3f}, {fps}, {form['size_mb']:.1f}"
+
+
+if __name__ == "__main__":
+    main()
