@@ -10,8 +10,15 @@ from boxwright.core.preprocess import Preprocess
 SizeHw = tuple[int, int]
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# The mean colour that VGG16 was trained with (123, 117, 104), as torchvision writes it.
+VGG_MEAN = (0.48235, 0.45882, 0.40784)
+# Of the images of COCO, in the order blue, green, red.
+COCO_MEAN_BGR = (0.40789654, 0.44719302, 0.47026115)
+COCO_STD_BGR = (0.28863828, 0.27408164, 0.27809835)
 # The colour 114 that YOLOX and the YOLO line pad with.
 GREY = (114.0, 114.0, 114.0)
+# A stretched image leaves nothing to pad.
+NO_PADDING = (0.0, 0.0, 0.0)
 
 
 def _yolox(size_hw: SizeHw) -> Preprocess:
@@ -53,9 +60,50 @@ def _imagenet_letterbox(size_hw: SizeHw) -> Preprocess:
     )
 
 
+def _ssd300(size_hw: SizeHw) -> Preprocess:
+    """SSD on VGG16 as torchvision trains it: stretched, RGB, 0 to 255 less the mean colour."""
+    to_255 = (1.0 / 255.0,) * 3
+    return Preprocess(size_hw=size_hw, resize="stretch", pad_value=NO_PADDING, mean=VGG_MEAN, std=to_255)
+
+
+def _ssdlite(size_hw: SizeHw) -> Preprocess:
+    """SSDLite as torchvision trains it: stretched, RGB, to the range -1 to 1."""
+    half = (0.5, 0.5, 0.5)
+    return Preprocess(size_hw=size_hw, resize="stretch", pad_value=NO_PADDING, mean=half, std=half)
+
+
 def _stretch(size_hw: SizeHw) -> Preprocess:
     """Stretched, RGB, divided by 255 (RT-DETR)."""
     return _darknet(size_hw)
+
+
+def _centernet(size_hw: SizeHw) -> Preprocess:
+    """CenterNet: centred letterbox, padded with black, BGR, divided by 255, mean and standard deviation of COCO."""
+    return Preprocess(
+        size_hw=size_hw,
+        resize="letterbox",
+        pad_value=(0.0, 0.0, 0.0),
+        channel_order="BGR",
+        mean=COCO_MEAN_BGR,
+        std=COCO_STD_BGR,
+    )
+
+
+def _efficientdet(size_hw: SizeHw) -> Preprocess:
+    """EfficientDet: letterboxed to the top left, padded with the mean colour; RGB, ImageNet mean and deviation."""
+    return Preprocess(
+        size_hw=size_hw,
+        resize="letterbox_topleft",
+        pad_value=(124.0, 116.0, 104.0),
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+    )
+
+
+def _efficientdet_advprop(size_hw: SizeHw) -> Preprocess:
+    """EfficientDet trained with AdvProp: the same, padded with black, to the range -1 to 1."""
+    half = (0.5, 0.5, 0.5)
+    return Preprocess(size_hw=size_hw, resize="letterbox_topleft", pad_value=(0.0, 0.0, 0.0), mean=half, std=half)
 
 
 PRESETS: dict[str, Callable[[SizeHw], Preprocess]] = {
@@ -67,6 +115,11 @@ PRESETS: dict[str, Callable[[SizeHw], Preprocess]] = {
     "stretch": _stretch,
     "imagenet-stretch": _imagenet_stretch,
     "imagenet-letterbox": _imagenet_letterbox,
+    "ssd300": _ssd300,
+    "ssdlite": _ssdlite,
+    "centernet": _centernet,
+    "efficientdet": _efficientdet,
+    "efficientdet-advprop": _efficientdet_advprop,
 }
 
 

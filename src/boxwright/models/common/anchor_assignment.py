@@ -1,6 +1,7 @@
 """Which anchors learn which objects, by overlap or by statistics of the overlaps.
 
-Sources: Ren et al., Faster R-CNN, 2015, sec. 3.1.2; Zhang et al., ATSS, CVPR 2020, alg. 1.
+Sources: Ren et al., Faster R-CNN, 2015, sec. 3.1.2; Liu et al., SSD, ECCV 2016, sec. 2.2; Zhang et al., ATSS, CVPR
+2020, alg. 1.
 """
 
 from __future__ import annotations
@@ -48,6 +49,41 @@ def assign_by_iou(
         # Such an anchor learns the object that it overlaps most, which need not be the one it is the best of.
         result[is_best] = assigned[is_best]
     return result
+
+
+@torch.no_grad()
+def assign_one_each(anchors_xyxy: Tensor, boxes_xyxy: Tensor, *, foreground_iou: float) -> Tensor:
+    """The object of each anchor as SSD has it: one anchor for each object, and all that overlap it well.
+
+    The pair of the highest overlap is made first, then the highest of those left, so that no object takes the anchor
+    that another one overlaps more.
+
+    Args:
+        anchors_xyxy: (N, 4).
+        boxes_xyxy: (M, 4) of the objects.
+        foreground_iou: any other anchor with at least this overlap learns the object that it overlaps most.
+
+    Returns:
+        (N,) int64: index of the object or `BACKGROUND`.
+    """
+    if len(boxes_xyxy) == 0:
+        return torch.full((len(anchors_xyxy),), BACKGROUND, device=anchors_xyxy.device)
+    iou = pairwise_iou(boxes_xyxy, anchors_xyxy)  # (M, N)
+    best_iou, best_object = iou.max(dim=0)
+    assigned = torch.where(best_iou >= foreground_iou, best_object, BACKGROUND)
+    own_iou, own = iou.max(dim=1)  # (M,)
+    reached = (own_iou > 0).nonzero().squeeze(1)
+    if len(set(own[reached].tolist())) == len(reached):  # nearly always, and then in any order
+        assigned[own[reached]] = reached
+        return assigned
+    for _ in range(len(anchors_xyxy)):
+        best = iou.argmax()
+        row, column = best // iou.shape[1], best % iou.shape[1]
+        if iou[row, column] <= 0:
+            break
+        assigned[column] = row
+        iou[row], iou[:, column] = -1.0, -1.0
+    return assigned
 
 
 @torch.no_grad()
