@@ -59,16 +59,26 @@ BOXWRIGHT_HD bool is_finite(const Box& box) {
 }
 
 BOXWRIGHT_HD uint32_t float_bits(float value) {
+#if defined(__CUDA_ARCH__)
+    return __float_as_uint(value);
+#else
     uint32_t bits;
     __builtin_memcpy(&bits, &value, sizeof bits);
     return bits;
+#endif
 }
 
 BOXWRIGHT_HD float float_of_bits(uint32_t bits) {
+#if defined(__CUDA_ARCH__)
+    return __uint_as_float(bits);
+#else
     float value;
     __builtin_memcpy(&value, &bits, sizeof value);
     return value;
+#endif
 }
+
+BOXWRIGHT_HD float positive_infinity() { return float_of_bits(0x7F800000u); }
 
 // 2^exponent for exponents whose power is a normal number.
 BOXWRIGHT_HD float power_of_two(int32_t exponent) {
@@ -114,7 +124,24 @@ BOXWRIGHT_HD float logarithm_from_below(float value) {
 
 BOXWRIGHT_HD float sigmoid(float logit) { return 1.0f / (1.0f + exponential(-logit)); }
 
-BOXWRIGHT_HD float square_root(float value) { return __builtin_sqrtf(value); }
+BOXWRIGHT_HD float square_root(float value) {
+#if defined(__CUDA_ARCH__)
+    return __fsqrt_rn(value);
+#else
+    return __builtin_sqrtf(value);
+#endif
+}
+
+// What a logit must be above for its sigmoid times `factor` to be above the threshold that `lowered_product` is, lowered
+// by more than all roundings (8e-6 of it). With p = lowered_product / factor it is ln(p / (1 - p)).
+BOXWRIGHT_HD float raw_threshold(float factor, float lowered_product) {
+    const float p = lowered_product / factor;
+    const float odds = p / (1.0f - p);
+    const float threshold = logarithm_from_below(odds) - 4e-5f;
+    const float from_below = odds < 1e-37f ? -positive_infinity() : threshold;
+    const bool is_reachable = (factor > 0.0f) & (p < 1.0f);
+    return is_reachable ? from_below : positive_infinity();
+}
 
 BOXWRIGHT_HD Box box_of_centre(float centre_x, float centre_y, float width, float height) {
     const float half_width = width * 0.5f, half_height = height * 0.5f;

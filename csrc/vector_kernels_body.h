@@ -180,16 +180,6 @@ size_t select_above_each(const float* values, const float* thresholds, size_t co
 
 // ---- activation ----
 
-// With p = product_threshold / factor, lowered by more than all roundings, the threshold is ln(p / (1 - p)).
-BOXWRIGHT_HD float raw_threshold(float factor, float lowered_product) {
-    const float p = lowered_product / factor;
-    const float odds = p / (1.0f - p);
-    const float threshold = logarithm_from_below(odds) - 4e-5f;
-    const float from_below = odds < 1e-37f ? -__builtin_inff() : threshold;
-    const bool is_reachable = (factor > 0.0f) & (p < 1.0f);
-    return is_reachable ? from_below : __builtin_inff();
-}
-
 void raw_thresholds(const float* factors, size_t count, float product_threshold, float* thresholds) {
     const float lowered_product = product_threshold * (1.0f - 8e-6f);
     for (size_t i = 0; i < count; ++i) thresholds[i] = raw_threshold(factors[i], lowered_product);
