@@ -141,6 +141,7 @@ def _plan(config: TrainConfig, dataset: Dataset, saved: SavedRun | None) -> _Pla
         preprocess=preprocess,
         decode=module.decode_spec(size_hw),
         stage="raw",
+        iou_threshold=module.nms_iou_threshold,
         boxwright_version=__version__,
     )
     return _Plan(module=module, manifest=manifest, size_hw=size_hw, notes=notes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -23,12 +23,16 @@ class DetectionModel(nn.Module, ABC):
         variant: e.g. "yolox-nano".
         num_classes: without the background.
         size_divisor: the sides of the network's input are multiples of this many pixels.
+        nms_iou_threshold: overlap that its NMS suppresses at unless the user says otherwise.
+        suggested_augmentation: fields of `training.Augmentation` that the family is trained with by its authors.
         supported_loss_options: names of the `LossOptions` that the family's loss heeds.
         loss_options: what a run has changed in the loss.
     """
 
     family: ClassVar[str]
     size_divisor: ClassVar[int] = 32
+    nms_iou_threshold: ClassVar[float] = 0.7
+    suggested_augmentation: ClassVar[Mapping[str, float]] = {}
     supported_loss_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, *, variant: str, num_classes: int) -> None:

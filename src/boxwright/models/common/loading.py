@@ -87,6 +87,7 @@ class LoadedModel:
             decode=self.module.decode_spec(self.size_hw),
             stage="raw",
             source_sha256=self.source_sha256,
+            iou_threshold=self.module.nms_iou_threshold,
             boxwright_version=__version__,
         )
 
