@@ -97,6 +97,7 @@ class Fcos(DetectionModel):
     """The detector; its keys are those of torchvision's."""
 
     family: ClassVar[str] = "fcos"
+    nms_iou_threshold: ClassVar[float] = 0.6
     supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss", "label_smoothing"})
 
     def __init__(self, *, variant: str, num_classes: int) -> None:

@@ -184,6 +184,11 @@ class Ssd(DetectionModel):
         return self.config.size_divisor
 
     @property
+    def nms_iou_threshold(self) -> float:  # type: ignore[override]
+        """Overlap that its NMS suppresses at unless the user says otherwise."""
+        return self.config.nms_iou_threshold
+
+    @property
     def backbone_prefixes(self) -> tuple[str, ...]:
         return ("backbone.features",) if hasattr(self.backbone, "features") else ("backbone.body",)
 
