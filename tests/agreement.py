@@ -215,7 +215,8 @@ def _matching_candidate(
         distances = np.abs(candidates.boxes[near] - box).max(axis=1, initial=0)
     is_match = distances <= 2 * candidates.errors[near]
     near, distances = near[is_match], distances[is_match]
-    return int(near[np.lexsort((distances, score_gaps[near]))[0]]) if len(near) else None
+    # By distance first: all scores that come into question are equal, and some tolerances of boxes are wide.
+    return int(near[np.lexsort((score_gaps[near], distances))[0]]) if len(near) else None
 
 
 def _check_order(scores: NDArray[np.float32]) -> str:

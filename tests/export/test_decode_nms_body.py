@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,16 +32,28 @@ from decode_nms_cases import Case
 
 Arrays = dict[str, NDArray[Any]]
 CORPUS = Path(__file__).parents[1] / "core" / "decode_nms_corpus.jsonl"
-# Larger heads say nothing new and take seconds each in the rule of agreement.
+# Larger heads take seconds each in the rule of agreement, and are left to the full run.
 MOST_LOGITS = 20_000
-# ONNX Runtime's sigmoid is off by 1e-4 of itself in its tail, which shows where it multiplies scores like 1e30.
-LARGEST_SCORE = 1e3
+# Seed, B, N and C of cases in which OpenVINO's exponential shows: off by 2e-6 at 18, and infinite from 88.4 on.
+OPENVINO_EXPONENTIAL = {(19370, 5, 36, 3), (2147483649, 3, 25_200, 2)}
 
 
-def corpus(start: int, step: int) -> list[Case]:
+def is_comparable(case: Case) -> bool:
+    """Whether engines can be held to 1e-6 of the scores.
+
+    Not where a plain number as large as 3e38 is multiplied with a sigmoid: what is off by 1e-8 of it in ONNX Runtime's
+    tail is no less than the score.
+    """
+    attributes = case.attributes
+    activations = {attributes.score_activation, attributes.objectness_activation}
+    is_product = attributes.score_combination == "multiply" and activations == {"none", "sigmoid"}
+    return not (is_product and case.special_fraction > 0)
+
+
+def corpus(start: int = 0, step: int = 1, *, most_logits: float = math.inf) -> list[Case]:
     lines = [line for line in CORPUS.read_text().splitlines() if line]
     cases = [Case.from_json(line) for line in lines[start::step]]
-    return [case for case in cases if case.batch_size * case.num_anchors * case.num_classes <= MOST_LOGITS]
+    return [c for c in cases if is_comparable(c) and c.batch_size * c.num_anchors * c.num_classes <= most_logits]
 
 
 def decode_nms_model(
@@ -108,29 +121,34 @@ def disagreements(
 ) -> list[str]:
     """One line for each case that an engine decodes otherwise than the reference."""
     found = []
-    compared = 0
     for number, case in enumerate(cases):
         inputs = case.inputs()
-        if decode_nms(**inputs).scores.max(initial=0) > LARGEST_SCORE:
-            continue
         arrays = {name: np.ascontiguousarray(v) for name, v in inputs.items() if isinstance(v, np.ndarray)}
         inline = forms[number % len(forms)] == "inlined"
         model = decode_nms_model(arrays, case.attributes, inline=inline, open_batch=number % 3 == 0)
-        compared += 1
         disagreement = find_disagreement(run(model, feeds(case, arrays)), **inputs)
         if disagreement:
             found.append(f"{disagreement}: {case.to_json()}")
-    assert compared >= 0.8 * len(cases) > 20
     return found
 
 
+def for_openvino(cases: list[Case]) -> list[Case]:
+    """Those that OpenVINO can be asked; its optimizer does not compile graphs whose tensors are known to be empty."""
+    sizes = {case: (case.seed, case.batch_size, case.num_anchors, case.num_classes) for case in cases}
+    return [case for case in cases if case.num_anchors > 0 and sizes[case] not in OPENVINO_EXPONENTIAL]
+
+
+def test_enough_of_the_corpus_is_compared() -> None:
+    assert len(corpus()) > 2200
+    assert len(for_openvino(corpus())) > 2150
+
+
 def test_onnxruntime_agrees_with_the_reference() -> None:
-    assert disagreements(corpus(0, 16), run_onnxruntime, ("inlined", "function")) == []
+    assert disagreements(corpus(0, 16, most_logits=MOST_LOGITS), run_onnxruntime, ("inlined", "function")) == []
 
 
 def test_openvino_agrees_with_the_reference() -> None:
-    # OpenVINO's optimizer does not compile graphs whose tensors are known to be empty.
-    cases = [case for case in corpus(3, 40) if case.num_anchors > 0]
+    cases = for_openvino(corpus(3, 40, most_logits=MOST_LOGITS))
     assert disagreements(cases, run_openvino, ("inlined",)) == []
 
 
@@ -143,8 +161,45 @@ def test_onnxruntime_agrees_on_the_whole_corpus(start: int) -> None:
 @pytest.mark.full
 @pytest.mark.parametrize("start", range(8))
 def test_openvino_agrees_on_the_whole_corpus(start: int) -> None:
-    cases = [case for case in corpus(start, 8) if case.num_anchors > 0]
-    assert disagreements(cases, run_openvino, ("inlined",)) == []
+    assert disagreements(for_openvino(corpus(start, 8)), run_openvino, ("inlined",)) == []
+
+
+@pytest.mark.parametrize("run", [run_onnxruntime, run_openvino])
+def test_keys_of_many_pairs_do_not_overflow(run: Callable[[bytes, Arrays], DecodeNmsOutput]) -> None:
+    """130,000 pairs sorted at once: their numbers squared need more than the 32 bits that OpenVINO has."""
+    attributes = DecodeNmsAttributes(box_coding="cxcywh", multi_label=True, max_detections=100)
+    case = Case(
+        seed=6,
+        batch_size=1,
+        num_anchors=1300,
+        num_classes=100,
+        attributes=attributes,
+        score_threshold=0.8,
+        iou_threshold=0.5,
+        logit_step=2**-11,
+        prior_form="none",
+    )
+    inputs = case.inputs()
+    arrays = {name: np.ascontiguousarray(value) for name, value in inputs.items() if isinstance(value, np.ndarray)}
+    model = decode_nms_model(arrays, attributes, inline=True, open_batch=False)
+    output = run(model, feeds(case, arrays))
+    assert output.num_detections[0, 0] == 100
+    assert find_disagreement(output, **inputs) == ""
+    np.testing.assert_array_equal(output.class_ids, decode_nms(**inputs).class_ids)
+
+
+def test_boxes_whose_distance_is_no_number_suppress_nothing() -> None:
+    """To OpenVINO, NaN is greater than a threshold."""
+    boxes = np.array([[[-3e38, 60, 30, 80], [100, 0, 160, 200], [250, 50, 300, 130]]], np.float32)
+    arrays: Arrays = {"box_regression": boxes, "class_logits": np.array([[[3], [2], [1]]], np.float32)}
+    attributes = DecodeNmsAttributes(box_coding="xyxy", overlap="diou", max_detections=5)
+    thresholds = {"score_threshold": 0.1, "iou_threshold": 0.7}
+    expected = decode_nms(**arrays, attributes=attributes, **thresholds)
+    assert expected.num_detections.tolist() == [[3]]
+    model = decode_nms_model(arrays, attributes, inline=True, open_batch=False)
+    fed = {**arrays, **{name: np.array([value], np.float32) for name, value in thresholds.items()}}
+    for run in (run_onnxruntime, run_openvino):
+        np.testing.assert_array_equal(run(model, fed).boxes, expected.boxes)
 
 
 def tied_case() -> Case:

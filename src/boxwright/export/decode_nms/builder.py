@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import onnx_ir as ir
 
 from boxwright.core.decode_nms_attributes import DecodeNmsAttributes
@@ -9,6 +11,8 @@ from boxwright.export.graph_builder import GraphBuilder
 
 # Integers up to this are exact in float32.
 EXACT_IN_FLOAT = 2**24
+# OpenVINO computes int64 as int32.
+_EXACT_IN_INT32 = 2**31
 _REDUCE_TAKES_AXES_AS_INPUT = 18
 
 
@@ -19,15 +23,23 @@ class DecodeNmsBuilder(GraphBuilder):
         attributes: of the operator.
         opset: that the body is written for, 17 or newer.
         key_type: of integers that are sorted. TensorRT 8.5 sorts floats alone, but int64 is exact for any size.
+        most_sorted: a bound on how many candidates are sorted at once; None where it is not known.
     """
 
     def __init__(
-        self, attributes: DecodeNmsAttributes, *, key_type: ir.DataType, opset: int, prefix: str = "decode_nms"
+        self,
+        attributes: DecodeNmsAttributes,
+        *,
+        key_type: ir.DataType,
+        opset: int,
+        most_sorted: int | None = None,
+        prefix: str = "decode_nms",
     ) -> None:
         super().__init__(prefix)
         self.attributes = attributes
         self.key_type = key_type
         self.opset = opset
+        self.most_sorted = most_sorted
         self._shapes: dict[ir.Value, ir.Value] = {}
 
     def dimension(self, values: ir.Value, axis: int) -> ir.Value:
@@ -88,7 +100,7 @@ class DecodeNmsBuilder(GraphBuilder):
         """The order (B, M) in which equal scores stand in ascending order of their tie breakers.
 
         ONNX says that TopK settles ties by index, but not every engine does. So sorting is done by keys that are never
-        equal: the number of the group of equal scores first, the rank of the tie breaker second.
+        equal: the number of the group of equal scores (or a digit of it) first, the rank of the tie breaker second.
 
         Args:
             sorted_scores: (B, M) descending, ties in any order.
@@ -100,9 +112,27 @@ class DecodeNmsBuilder(GraphBuilder):
         )
         starts_group = self.to_float(self.op("Less", sorted_scores, before))
         group = self.op("CumSum", starts_group, 1)  # (B, M)
-        _, by_tie_breaker = self.top_k(tie_breakers, count, largest=False)
+        _, order = self.top_k(tie_breakers, count, largest=False)
         rank = self.as_key(self.op("Range", 0, self.scalar(count), 1))  # (M,)
-        group = self.as_key(self.gather_columns(group, by_tie_breaker))
-        keys = self.op("Add", self.op("Mul", group, self.as_key(count)), rank)
-        _, by_key = self.top_k(keys, count, largest=False)
-        return self.gather_columns(by_tie_breaker, by_key)
+        for digit in self._digits(group):
+            of_rank = self.as_key(self.gather_columns(digit, order))
+            keys = self.op("Add", self.op("Mul", of_rank, self.as_key(count)), rank)
+            _, by_key = self.top_k(keys, count, largest=False)
+            order = self.gather_columns(order, by_key)
+        return order
+
+    def _digits(self, group: ir.Value) -> list[ir.Value]:
+        """The numbers of groups (B, M) in digits, the lowest first, so small that no key exceeds 32 bits.
+
+        Sorting by each digit in turn, ties left in their order, sorts by the numbers.
+        """
+        if self.most_sorted is None or self.most_sorted**2 <= _EXACT_IN_INT32:
+            return [group]
+        num_bits = int(math.log2(_EXACT_IN_INT32 // self.most_sorted))  # of a digit: powers of two divide exactly
+        digits, rest = [], group
+        for _ in range(math.ceil(math.log2(self.most_sorted) / num_bits) - 1):
+            higher = self.op("Cast", self.op("Mul", rest, 2.0**-num_bits), to=ir.DataType.INT64)
+            higher = self.to_float(higher)
+            digits.append(self.op("Sub", rest, self.op("Mul", higher, 2.0**num_bits)))
+            rest = higher
+        return [*digits, rest]

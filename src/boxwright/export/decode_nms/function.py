@@ -19,6 +19,7 @@ from boxwright.export.decode_nms.suppression import keep_mask, rank_keys
 
 DOMAIN = "boxwright"
 OP_TYPE = "DecodeNMS"
+THRESHOLD_NAMES = ("score_threshold", "iou_threshold")
 OUTPUT_NAMES = ("num_detections", "boxes", "scores", "class_ids")
 # Overloads of functions, which tell the sets of attributes apart, came with this version of ONNX's format.
 FUNCTION_IR_VERSION = 10
@@ -27,7 +28,7 @@ OLDEST_OPSET = 17
 
 def input_names(attributes: DecodeNmsAttributes, *, has_priors: bool) -> tuple[str, ...]:
     """The inputs of a DecodeNMS node, in order; an input that the attributes do not call for is left out."""
-    names = ["box_regression", "class_logits", "score_threshold", "iou_threshold"]
+    names = ["box_regression", "class_logits", *THRESHOLD_NAMES]
     if attributes.score_combination != "none":
         names.append("objectness")
     if attributes.clip_to_image:
@@ -48,7 +49,8 @@ def decode_nms_function(
         attributes: of the operator.
         has_priors: whether there is an input `priors`.
         num_pairs: anchors times classes, where they are known: TensorRT 8.5 needs to sort in float32, which a number
-            of pairs that float32 cannot count does not allow.
+            of pairs that float32 cannot count does not allow, and OpenVINO sorts in int32, for which the keys of many
+            pairs are split.
         opset: of the operators, 17 or newer.
 
     Raises:
@@ -63,10 +65,11 @@ def decode_nms_function(
         )
     names = input_names(attributes, has_priors=has_priors)
     inputs = {name: ir.Value(name=name) for name in names}
-    greatest_key = math.inf if num_pairs is None else max(num_pairs, _most_sorted(attributes, num_pairs) ** 2)
+    most_sorted = None if num_pairs is None else _most_sorted(attributes, num_pairs)
+    greatest_key = math.inf if num_pairs is None or most_sorted is None else max(num_pairs, most_sorted**2)
     sorts_in_float = greatest_key <= EXACT_IN_FLOAT
     key_type = ir.DataType.FLOAT if sorts_in_float else ir.DataType.INT64
-    builder = DecodeNmsBuilder(attributes, key_type=key_type, opset=opset)
+    builder = DecodeNmsBuilder(attributes, key_type=key_type, opset=opset, most_sorted=most_sorted)
     outputs = _body(builder, inputs)
     for name, output in zip(OUTPUT_NAMES, outputs, strict=True):
         output.name = name

@@ -19,6 +19,7 @@ from boxwright.export.decode_nms.function import (
     FUNCTION_IR_VERSION,
     OP_TYPE,
     OUTPUT_NAMES,
+    THRESHOLD_NAMES,
     decode_nms_function,
     input_names,
     node_attributes,
@@ -26,8 +27,6 @@ from boxwright.export.decode_nms.function import (
 )
 from boxwright.export.graph_builder import GraphBuilder, free_names
 from boxwright.export.passes import fold_constants
-
-THRESHOLD_NAMES = ("score_threshold", "iou_threshold")
 
 
 def insert_decode_nms(

@@ -129,7 +129,7 @@ def _diou_step(
     found = inside.op("Greater", best_key, 0.0)
     is_best = inside.op("And", inside.op("Equal", keys, best_key), found)  # (B, M)
     overlaps = _diou(inside, inside.gather_rows(boxes_xyxy, best), boxes_xyxy)
-    suppressed = inside.op("Greater", overlaps, iou_threshold)
+    suppressed = inside.op("Less", iou_threshold, overlaps)  # to OpenVINO, NaN is greater than anything
     if not attributes.class_agnostic:
         same_class = inside.op("Equal", classes, inside.gather_columns(classes, best))
         suppressed = inside.op("And", suppressed, same_class)
