@@ -1,0 +1,335 @@
+"""DETR: a transformer turns learned queries into a set of objects, without anchors and without NMS.
+
+Source: Carion et al., End-to-End Object Detection with Transformers, ECCV 2020.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from boxwright.core.decode_spec import Queries
+from boxwright.core.errors import CheckpointError
+from boxwright.core.preprocess import Preprocess
+from boxwright.core.preprocess_presets import preset
+from boxwright.models.common.attention import MultiHeadAttention
+from boxwright.models.common.boxes import cxcywh_to_xyxy, paired_overlap, xyxy_to_cxcywh
+from boxwright.models.common.checkpoint import StateDict
+from boxwright.models.common.detector import DetectionModel
+from boxwright.models.common.position_encoding import sine_encoding
+from boxwright.models.common.registry import ImportedWeights
+from boxwright.models.common.set_matching import MatchingCosts, match_sets
+from boxwright.models.common.targets import Targets
+
+IMPORTS = (
+    "facebookresearch's DETR files and the transformers package's DETR, with ResNet-50 and -101, with and without DC5"
+)
+CLASS_WEIGHT, L1_WEIGHT, GIOU_WEIGHT = 1.0, 5.0, 2.0
+# Most queries find nothing; their class loss counts a tenth.
+BACKGROUND_WEIGHT = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetrConfig:
+    """A variant.
+
+    Attributes:
+        backbone: name in timm.
+        stride: of the map that the transformer sees; 16 of a ResNet's last stage means dilation (DC5).
+        stage: of the backbone that gives the map.
+        width: of the transformer.
+        num_heads: of each attention.
+        feed_forward: width between the two layers after an attention.
+        num_encoder_layers: each an attention over the map.
+        num_decoder_layers: each an attention among the queries and one to the map.
+        num_queries: the most objects that an image can have.
+        dropout: in training.
+        size_hw: the usual input size.
+    """
+
+    backbone: str
+    stride: int = 32
+    stage: int = 4
+    width: int = 256
+    num_heads: int = 8
+    feed_forward: int = 2048
+    num_encoder_layers: int = 6
+    num_decoder_layers: int = 6
+    num_queries: int = 100
+    dropout: float = 0.1
+    size_hw: tuple[int, int] = (800, 1056)
+
+
+VARIANTS: dict[str, DetrConfig] = {
+    # Not the authors': the smallest that learns, for tests and first steps on a CPU.
+    "detr-pico": DetrConfig(
+        backbone="resnet10t",
+        stride=16,
+        stage=3,
+        width=64,
+        num_heads=4,
+        feed_forward=128,
+        num_encoder_layers=1,
+        num_decoder_layers=3,
+        num_queries=24,
+        dropout=0.0,
+        size_hw=(160, 160),
+    ),
+    "detr-r50": DetrConfig(backbone="resnet50"),
+    "detr-r101": DetrConfig(backbone="resnet101"),
+    "detr-r50-dc5": DetrConfig(backbone="resnet50", stride=16),
+    "detr-r101-dc5": DetrConfig(backbone="resnet101", stride=16),
+}
+
+
+class _EncoderLayer(nn.Module):
+    """Attention over the map, then two linear layers."""
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.self_attn = MultiHeadAttention(width, config.num_heads, dropout=config.dropout)
+        self.linear1 = nn.Linear(width, config.feed_forward)
+        self.linear2 = nn.Linear(config.feed_forward, width)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, features: Tensor, positions: Tensor) -> Tensor:
+        """Both (B, S, W), to (B, S, W)."""
+        placed = features + positions
+        features = self.norm1(features + self.dropout(self.self_attn(placed, placed, features)))
+        hidden = self.linear2(self.dropout(functional.relu(self.linear1(features))))
+        result: Tensor = self.norm2(features + self.dropout(hidden))
+        return result
+
+
+class _DecoderLayer(nn.Module):
+    """Attention among the queries, attention to the map, then two linear layers."""
+
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.self_attn = MultiHeadAttention(width, config.num_heads, dropout=config.dropout)
+        self.multihead_attn = MultiHeadAttention(width, config.num_heads, dropout=config.dropout)
+        self.linear1 = nn.Linear(width, config.feed_forward)
+        self.linear2 = nn.Linear(config.feed_forward, width)
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, objects: Tensor, queries: Tensor, memory: Tensor, placed_memory: Tensor) -> Tensor:
+        """Objects and queries (B, Q, W), the map (B, S, W) without and with positions, to (B, Q, W)."""
+        placed = objects + queries
+        objects = self.norm1(objects + self.dropout(self.self_attn(placed, placed, objects)))
+        found = self.multihead_attn(objects + queries, placed_memory, memory)
+        objects = self.norm2(objects + self.dropout(found))
+        hidden = self.linear2(self.dropout(functional.relu(self.linear1(objects))))
+        result: Tensor = self.norm3(objects + self.dropout(hidden))
+        return result
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_EncoderLayer(config) for _ in range(config.num_encoder_layers))
+
+    def forward(self, features: Tensor, positions: Tensor) -> Tensor:
+        for layer in self.layers:
+            features = layer(features, positions)
+        return features
+
+
+class _Decoder(nn.Module):
+    def __init__(self, config: DetrConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_DecoderLayer(config) for _ in range(config.num_decoder_layers))
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, queries: Tensor, memory: Tensor, positions: Tensor) -> list[Tensor]:
+        """What each layer makes of the queries, (B, Q, W) each, the last layer's last."""
+        objects, placed_memory, results = torch.zeros_like(queries), memory + positions, []
+        for layer in self.layers:
+            objects = layer(objects, queries, memory, placed_memory)
+            results.append(self.norm(objects))
+        return results
+
+
+class _BoxLayers(nn.Module):
+    """Three linear layers from a query to its box."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 4)])
+
+    def forward(self, objects: Tensor) -> Tensor:
+        """(B, Q, W) to centre, width and height (B, Q, 4) relative to the input."""
+        for layer in self.layers[:-1]:
+            objects = functional.relu(layer(objects))
+        return self.layers[-1](objects).sigmoid()
+
+
+class Detr(DetectionModel):
+    """The detector; its keys are those of facebookresearch's but for the backbone's prefix.
+
+    All of a batch's images fill the whole input: what letterboxing pads is a part of the map, and there is no mask.
+    """
+
+    family: ClassVar[str] = "detr"
+
+    def __init__(self, *, variant: str, num_classes: int) -> None:
+        super().__init__(variant=variant, num_classes=num_classes)
+        config = self.config = VARIANTS[variant]
+        self.backbone = timm.create_model(
+            config.backbone,
+            features_only=True,
+            out_indices=(config.stage,),
+            output_stride=config.stride if config.stage == 4 else 32,
+            pretrained=False,
+        )
+        self.input_proj = nn.Conv2d(self.backbone.feature_info.channels()[-1], config.width, 1)
+        self.transformer = nn.ModuleDict({"encoder": _Encoder(config), "decoder": _Decoder(config)})
+        for weight in self.transformer.parameters():
+            if weight.dim() > 1:
+                nn.init.xavier_uniform_(weight)
+        self.query_embed = nn.Embedding(config.num_queries, config.width)
+        self.class_embed = nn.Linear(config.width, num_classes + 1)
+        self.bbox_embed = _BoxLayers(config.width)
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        features = self.input_proj(self.backbone(images)[-1])  # (B, W, h, w)
+        batch, width, rows, columns = features.shape
+        positions = sine_encoding((rows, columns), width).to(features)[None]  # (1, S, W)
+        memory = self.transformer["encoder"](features.flatten(2).transpose(1, 2), positions)  # (B, S, W)
+        queries = self.query_embed.weight[None].expand(batch, -1, -1)  # (B, Q, W)
+        layers = self.transformer["decoder"](queries, memory, positions)
+        heads = {"box_regression": self.bbox_embed(layers[-1]), "class_logits": self.class_embed(layers[-1])}
+        if self.training:
+            early = torch.stack(layers[:-1])  # (L - 1, B, Q, W)
+            heads["_early_boxes"], heads["_early_logits"] = self.bbox_embed(early), self.class_embed(early)
+            heads["_size_hw"] = torch.tensor(images.shape[-2:])
+        return heads
+
+    def loss(self, heads: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
+        height, width = heads["_size_hw"].tolist()
+        device = heads["class_logits"].device
+        scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=device)
+        boxes = [xyxy_to_cxcywh(given.to(device) / scale) for given in targets.boxes_xyxy]
+        class_ids = [given.to(device) for given in targets.class_ids]
+        parts = self._set_loss(heads["class_logits"], heads["box_regression"], boxes, class_ids)
+        early = [
+            self._set_loss(logits, found, boxes, class_ids)
+            for logits, found in zip(heads["_early_logits"], heads["_early_boxes"], strict=True)
+        ]
+        zero = heads["class_logits"].new_zeros(())
+        auxiliary = sum((sum(layer.values(), zero) for layer in early), zero)
+        return {**parts, "auxiliary": auxiliary, "loss": sum(parts.values(), zero) + auxiliary}
+
+    def _set_loss(
+        self, logits: Tensor, boxes: Tensor, target_boxes: list[Tensor], target_class_ids: list[Tensor]
+    ) -> dict[str, Tensor]:
+        """The weighted parts of the loss of one decoder layer, (B, Q, C + 1) and (B, Q, 4) against the objects."""
+        costs = MatchingCosts(class_weight=CLASS_WEIGHT, l1_weight=L1_WEIGHT, giou_weight=GIOU_WEIGHT)
+        wanted = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device)
+        found_boxes, wanted_boxes = [], []
+        for row, (objects, class_ids) in enumerate(zip(target_boxes, target_class_ids, strict=True)):
+            class_costs = -logits[row].softmax(dim=1)[:, class_ids]  # (Q, M)
+            queries, matched = match_sets(class_costs, boxes[row], objects, costs)
+            wanted[row, queries] = class_ids[matched]
+            found_boxes.append(boxes[row, queries])
+            wanted_boxes.append(objects[matched])
+        found, objects = torch.cat(found_boxes), torch.cat(wanted_boxes)
+        num_objects = max(len(objects), 1)
+        weights = torch.ones(self.num_classes + 1, device=logits.device)
+        weights[-1] = BACKGROUND_WEIGHT
+        overlap = paired_overlap(cxcywh_to_xyxy(found), cxcywh_to_xyxy(objects), kind="giou")
+        return {
+            "class": CLASS_WEIGHT * functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weights),
+            "l1": L1_WEIGHT * functional.l1_loss(found, objects, reduction="sum") / num_objects,
+            "giou": GIOU_WEIGHT * (1 - overlap).sum() / num_objects,
+        }
+
+    def decode_spec(self, size_hw: tuple[int, int]) -> Queries:
+        self.check_size(size_hw)
+        return Queries(
+            num_classes=self.num_classes,
+            num_queries=self.config.num_queries,
+            max_detections=self.config.num_queries,
+            score_activation="softmax",
+            background_class=self.num_classes,
+            scale_wh=(float(size_hw[1]), float(size_hw[0])),
+        )
+
+    def default_preprocess(self, size_hw: tuple[int, int]) -> Preprocess:
+        return preset("imagenet-letterbox", size_hw)
+
+
+def build(variant: str, num_classes: int) -> Detr:
+    """A DETR of that variant with random weights."""
+    return Detr(variant=variant, num_classes=num_classes)
+
+
+def import_checkpoint(state: StateDict, variant: str) -> ImportedWeights:
+    """The weights of facebookresearch's files, or of the transformers package's, old names and new.
+
+    Both number COCO's classes by its 91 category ids: `--labels coco91`.
+
+    Raises:
+        CheckpointError: where it is not one of DETR.
+    """
+    names = [(_FROM_TRANSFORMERS if _is_transformers(state) else _FROM_AUTHORS, key) for key in state]
+    renamed = {_rename(key, rules): state[key] for rules, key in names}
+    if _is_transformers(state):
+        renamed = _fuse_projections(renamed)
+    class_layer = renamed.get("class_embed.weight")
+    if class_layer is None:
+        raise CheckpointError(
+            "checkpoint",
+            expected=f"the tensors of {variant}, class_embed.weight or class_labels_classifier.weight among them",
+            got="others: " + ", ".join(list(state)[:10]),
+            fix="pass the --model that it was trained as",
+        )
+    return ImportedWeights(state=renamed, num_classes=class_layer.shape[0] - 1)
+
+
+_FROM_AUTHORS = ((r"^backbone\.0\.body\.", "backbone."),)
+_FROM_TRANSFORMERS = (
+    (r"^model\.backbone\.(conv_encoder\.)?model\.", "backbone."),
+    (r"^model\.input_projection\.", "input_proj."),
+    (r"^model\.query_position_embeddings\.", "query_embed."),
+    (r"^class_labels_classifier\.", "class_embed."),
+    (r"^bbox_predictor\.", "bbox_embed."),
+    (r"^model\.decoder\.layernorm\.", "transformer.decoder.norm."),
+    (r"^model\.(encoder|decoder)\.", r"transformer.\1."),
+    (r"\.self_attn_layer_norm\.", ".norm1."),
+    (r"(decoder.*)\.encoder_attn_layer_norm\.", r"\1.norm2."),
+    (r"(encoder\..*)\.final_layer_norm\.", r"\1.norm2."),
+    (r"(decoder\..*)\.final_layer_norm\.", r"\1.norm3."),
+    (r"\.encoder_attn\.", ".multihead_attn."),
+    (r"\.o_proj\.", ".out_proj."),
+    (r"\.(mlp\.)?fc([12])\.", r".linear\2."),
+)
+
+
+def _is_transformers(state: StateDict) -> bool:
+    return "class_labels_classifier.weight" in state
+
+
+def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for pattern, replacement in rules:
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def _fuse_projections(state: StateDict) -> StateDict:
+    """The projections of query, key and value, which transformers keeps apart, in one."""
+    fused = dict(state)
+    for key in state:
+        parts = [key.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv"]
+        if ".q_proj." in key and all(part in state for part in parts):
+            fused[key.replace(".q_proj.", ".in_proj_")] = torch.cat([fused.pop(part) for part in parts])
+    return fused
