@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import platform
 import threading
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,9 @@ def is_large(case: Case) -> bool:
     return case.batch_size * case.num_anchors * case.num_classes > 2_000_000
 
 
+LARGE = [pytest.param(line, id=f"line {i}") for i, line in enumerate(CORPUS) if is_large(Case.from_json(line))]
+
+
 @pytest.mark.parametrize("part", range(NUM_PARTS))
 def test_the_corpus(part: int) -> None:
     for line in CORPUS[part::NUM_PARTS]:
@@ -58,21 +63,9 @@ def test_the_corpus(part: int) -> None:
             raise AssertionError(f"{error}\nfor the case {line}") from error
 
 
-def test_the_corpus_has_the_sizes_and_rules_that_it_should() -> None:
-    corpus = [Case.from_json(line) for line in CORPUS]
-    assert len(corpus) > 2000
-    sizes = {(case.batch_size, case.num_anchors, case.num_classes) for case in corpus}
-    assert {0, 25_200} <= {num_anchors for _, num_anchors, _ in sizes}
-    assert {1, 1000} <= {num_classes for _, _, num_classes in sizes}
-    assert set(range(1, 9)) <= {batch_size for batch_size, _, _ in sizes}
-    assert max(b * n * c for b, n, c in sizes) > 1.9e7
-    for field in dataclasses.fields(DecodeNmsAttributes):
-        assert len({getattr(case.attributes, field.name) for case in corpus}) > 1, field.name
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in CORPUS if is_large(Case.from_json(line))])
+@pytest.mark.parametrize("line", LARGE)
 def test_the_largest_of_the_corpus(line: str) -> None:
+    """Twenty million class logits take the reference seconds each, so that they are tests of their own."""
     inputs = Case.from_json(line).inputs()
     assert_agrees(run_everywhere(inputs), **inputs)
 
@@ -301,6 +294,22 @@ def test_inputs_are_not_copied() -> None:
         assert kernels._as_float32(view) is view
 
 
+@pytest.mark.parametrize("sliced", [False, True])
+def test_a_call_takes_no_memory_for_its_inputs(sliced: bool) -> None:
+    head = np.zeros((2, 8400, 85), np.float32)  # 5.7 MB
+    logits = head[..., 5:] if sliced else np.zeros((2, 8400, 80), np.float32)
+    inputs = plain_inputs(np.zeros((1, 1, 1)), np.zeros((1, 1, 4)))
+    inputs.update(class_logits=logits, box_regression=head[..., :4])
+    kernels.decode_nms(**inputs)
+    tracemalloc.start()
+    try:
+        kernels.decode_nms(**inputs)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 50_000
+
+
 @pytest.mark.parametrize("num_threads", [2, 3, 64])
 def test_threads_change_nothing(num_threads: int) -> None:
     case = Case.from_json(next(line for line in CORPUS if Case.from_json(line).batch_size == 8))
@@ -314,6 +323,12 @@ def test_other_threads_run_meanwhile() -> None:
     inputs = plain_inputs(random.random((1, 25_200, 80)), random.random((1, 25_200, 4)), multi_label=True)
     inputs["class_logits"] = np.repeat(inputs["class_logits"], 12, axis=0)
     inputs["box_regression"] = np.repeat(inputs["box_regression"], 12, axis=0)
+    # A busy machine may leave the second thread no time in one call or other; a lock that is held never does.
+    assert any(_runs_during_a_call(inputs) for _ in range(20)), "nothing ever ran during a call of the kernel"
+
+
+def _runs_during_a_call(inputs: dict[str, Any]) -> bool:
+    """Whether this thread ran in the middle half of a call that another thread makes."""
     spans: list[float] = []
 
     def work() -> None:
@@ -329,8 +344,8 @@ def test_other_threads_run_meanwhile() -> None:
         ticks.append(time.perf_counter())
     thread.join()
     begin, end = spans
-    during = [tick for tick in ticks if begin + 0.25 * (end - begin) < tick < begin + 0.75 * (end - begin)]
-    assert during, f"nothing ran during the {end - begin:.3f} s of the kernel"
+    quarter = 0.25 * (end - begin)
+    return any(begin + quarter < tick < end - quarter for tick in ticks)
 
 
 BAD_INPUTS = [
@@ -450,6 +465,15 @@ def call_native(
         1,
         None,
     )
+
+
+def test_what_the_processor_has_is_used() -> None:
+    cpuinfo = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not cpuinfo.is_file():
+        pytest.skip("no list of an x86-64 processor's instructions here")
+    flags = set(next(line for line in cpuinfo.read_text().splitlines() if line.startswith("flags")).split())
+    has_avx512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"} <= flags
+    assert [*["avx512"] * has_avx512, *["avx2"] * ("avx2" in flags), "plain"] == INSTRUCTION_SETS
 
 
 def test_an_instruction_set_that_is_not_there() -> None:
