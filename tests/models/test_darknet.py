@@ -12,9 +12,11 @@ import torch
 from boxwright.bench.accuracy import evaluate
 from boxwright.core.errors import CheckpointError, InputError
 from boxwright.data import load_dataset
-from boxwright.models import load_model
-from boxwright.models.common.darknet_files import parse_cfg
+from boxwright.models import build_model, load_model
+from boxwright.models.common.darknet_files import parse_cfg, write_cfg
 from boxwright.models.common.darknet_network import DarknetNetwork, _stored_tensors
+from boxwright.models.common.loading import default_size_hw
+from boxwright.models.common.saving import save_checkpoint
 from boxwright.models.darknet import VARIANTS, Darknet, build
 from boxwright.runtimes.detector import Detector
 from boxwright.runtimes.torch import TorchBackend
@@ -173,6 +175,11 @@ def test_weights_of_another_length_are_refused(change: int, tmp_path: Path) -> N
         (one_head("[shortcut]\nfrom=-5\n"), "before this one"),
         (one_head("").replace("filters=16", "filters=18"), "channels"),
         (one_head("").replace("anchors=4,4, 8,8", "anchors=4,4, 8"), "pairs"),
+        (one_head("").replace("anchors=4,4, 8,8", "anchors=4,4, 8,eight"), "anchors"),
+        (one_head("").replace("anchors=4,4, 8,8", ""), "pairs"),
+        (one_head("").replace("classes=3", "classes=0"), "channels"),
+        (one_head("") + "new_coords=1\n", "new_coords"),
+        (one_head("[dropout]\nprobability=1\n"), "probability"),
         (one_head("").replace("mask=0,1", "mask=0,7"), "mask"),
         (one_head("").replace("num=2", "num=3"), "num"),
     ],
@@ -183,6 +190,102 @@ def test_a_cfg_that_makes_no_sense_is_named_with_its_line(cfg: str, named: str, 
     with pytest.raises(CheckpointError, match=named) as caught:
         load_model(tmp_path / "net.weights", class_names=NAMES)
     assert "\n" not in str(caught.value) and "net.cfg" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("route", "named"),
+    [("layers=-1,2", "before this one"), ("layers=1", "before this one"), ("layers=5", "before this one")],
+    ids=["itself", "one behind that reads this one", "one that is not there"],
+)
+def test_routes_in_a_circle_are_named(route: str, named: str, tmp_path: Path) -> None:
+    """A layer may read only what is computed before it, so every circle has a link that is refused."""
+    conv = "[convolutional]\nfilters=8\nactivation=leaky\n"
+    body = f"{conv}[route]\n{route}\n{conv}" if "1" in route and "2" not in route else f"{conv}{conv}[route]\n{route}\n"
+    (tmp_path / "net.cfg").write_text(one_head(body))
+    with pytest.raises(CheckpointError, match=named):
+        load_model(tmp_path / "net.cfg", class_names=NAMES)
+
+
+@pytest.mark.parametrize("section", ["sam", "scale_channels"])
+def test_products_of_two_layers(section: str) -> None:
+    """`[sam]` multiplies maps of one size, `[scale_channels]` a map with one number a channel; OpenCV has no [sam]."""
+    between = "[avgpool]\n" if section == "scale_channels" else ""
+    body = (
+        "[convolutional]\nfilters=8\nsize=3\npad=1\nactivation=linear\n"
+        f"{between}[convolutional]\nfilters=8\nsize=1\nactivation=logistic\n[{section}]\nfrom=0\nactivation=leaky\n"
+    )
+    network = DarknetNetwork(parse_cfg(one_head(body), "net.cfg")).eval()
+    images = torch.randn(2, 3, 32, 64)
+    with torch.no_grad():
+        first = network.layers[0](images)
+        gate = network.layers[-4](network.layers[1](first) if between else first)
+        assert gate.shape[-2:] == ((1, 1) if between else (32, 64))
+        expected = torch.nn.functional.leaky_relu(first * gate, 0.1)
+        torch.testing.assert_close(network(images)[0], network.layers[-2](expected))
+    assert network.shapes[-3].stride == 1.0
+
+
+def test_avgpool_and_dropout() -> None:
+    body = "[convolutional]\nfilters=8\nsize=3\npad=1\nactivation=linear\n[dropout]\nprobability=0.5\n"
+    network = DarknetNetwork(parse_cfg(one_head(body), "net.cfg"))
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(network.eval()(images)[0], network(images)[0])
+        assert not torch.equal(network.train()(images)[0], network(images)[0])
+        gate = DarknetNetwork(parse_cfg(one_head(LAYERS["squeeze and excite"]), "net.cfg")).layers[1]
+        torch.testing.assert_close(gate(images), images.mean(dim=(2, 3), keepdim=True))
+
+
+@pytest.mark.parametrize(("kind", "overlap"), [("diounms", "diou"), ("greedynms", "iou"), (None, "iou")])
+def test_the_cfg_names_the_overlap_of_the_nms(kind: str | None, overlap: str) -> None:
+    cfg = one_head("") + ("" if kind is None else f"nms_kind={kind}\n")
+    model = Darknet(variant="net", sections=parse_cfg(cfg, "net.cfg"))
+    attributes = model.decode_spec((32, 64)).attributes()
+    assert attributes.overlap == overlap and attributes.multi_label
+
+
+def test_a_network_of_ones_own_cfg_survives_in_a_checkpoint(tmp_path: Path) -> None:
+    weights = network_files(tmp_path, one_head(LAYERS["shortcut"]) + "nms_kind=diounms\nscale_x_y=1.1\n")
+    before = load_model(weights, class_names=NAMES)
+    assert isinstance(before.module, Darknet)
+    before.module.set_anchors([(5.0, 6.0), (7.5, 9.0)])
+    save_checkpoint(tmp_path / "m.pt", before.module.state_dict(), before.manifest())
+    weights.unlink()
+    weights.with_suffix(".cfg").unlink()
+    after = load_model(tmp_path / "m.pt")
+    assert (after.variant, after.class_names, after.size_hw) == ("net", NAMES, (32, 32))
+    assert after.manifest().decode == before.manifest().decode
+    assert after.module.decode_spec((32, 32)).levels[0].anchors_wh == ((5.0, 6.0), (7.5, 9.0))
+    images = torch.randn(1, 3, 64, 32)
+    with torch.no_grad():
+        expected, found = before.module(images), after.module(images)
+    assert all(torch.equal(found[name], head) for name, head in expected.items())
+
+
+def test_a_cfg_is_built_by_its_path(tmp_path: Path) -> None:
+    cfg = tmp_path / "net.cfg"
+    cfg.write_text(one_head(""))
+    assert build_model(str(cfg), num_classes=3).variant == "net"
+    assert default_size_hw(str(cfg)) == (32, 32)
+    with pytest.raises(InputError, match="4 classes, as many as the data has, got one of 3") as caught:
+        build_model(str(cfg), num_classes=4)
+    assert "\n" not in str(caught.value)
+
+
+def test_cfgs_are_written_as_they_are_read() -> None:
+    sections = parse_cfg(VARIANTS["yolov4-tiny"].write_cfg((416, 416), 3), "a")
+    again = parse_cfg(write_cfg(sections), "a")
+    assert [(s.name, s.options) for s in again] == [(s.name, s.options) for s in sections]
+
+
+def test_fitted_anchors_serve_all_heads() -> None:
+    model = build("yolov4-pico", 2)
+    sizes = [(float(i + 2), float(2 * i + 3)) for i in range(model.num_anchor_sizes)]
+    model.set_anchors(sizes)
+    other = build("yolov4-pico", 2)
+    other.load_state_dict(model.state_dict())
+    levels = other.decode_spec((96, 96)).levels
+    assert levels[0].anchors_wh == tuple(sizes[3:]) and levels[1].anchors_wh == tuple(sizes[:3])
 
 
 def test_a_missing_cfg_is_asked_for(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Darknet: YOLO v2, v3 and v4, and whatever else is written in their .cfg language.
+"""Darknet: YOLO v2, 9000, v3 and v4, and whatever else is written in their .cfg language.
 
 Sources: Redmon and Farhadi, YOLO9000, CVPR 2017; the same, YOLOv3, 2018; Bochkovskiy et al., YOLOv4, 2020.
 """
@@ -6,22 +6,22 @@ Sources: Redmon and Farhadi, YOLO9000, CVPR 2017; the same, YOLOv3, 2018; Bochko
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from boxwright.core.decode_nms_attributes import Overlap
+from boxwright.core.decode_nms_attributes import Overlap, ScoreActivation
 from boxwright.core.decode_spec import Grid, GridLevel, NmsSpec
 from boxwright.core.errors import CheckpointError
 from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
 from boxwright.models.common import darknet_architectures as architectures
 from boxwright.models.common.checkpoint import StateDict
-from boxwright.models.common.darknet_files import Section, parse_cfg, read_cfg, read_weights
+from boxwright.models.common.darknet_files import Section, parse_cfg, read_cfg, read_tree, read_weights, write_cfg
 from boxwright.models.common.darknet_layers import Convolution
 from boxwright.models.common.darknet_loss import (
     HeadRules,
@@ -32,12 +32,13 @@ from boxwright.models.common.darknet_loss import (
 )
 from boxwright.models.common.darknet_network import DarknetNetwork
 from boxwright.models.common.detector import DetectionModel
+from boxwright.models.common.grid_outputs import BOX_NUMBERS, join_levels, split_by_cell
 from boxwright.models.common.registry import ImportedWeights, NetworkFile
 from boxwright.models.common.targets import Targets
+from boxwright.models.common.word_tree import Hierarchy, parse_tree
 
 IMPORTS = "Darknet .weights with the .cfg beside it, without --model"
 NETWORK_SUFFIXES = (".weights", ".cfg")
-_BOX_NUMBERS = 5  # x, y, w, h and the objectness
 _PRIOR_PROBABILITY = 0.01
 
 
@@ -72,17 +73,32 @@ class Darknet(DetectionModel):
     Args:
         variant: its name, or the name of the .cfg.
         sections: of the .cfg.
+        tree_text: of the `.tree` file that its `[region]` names, for YOLO9000.
+        is_custom: whether the .cfg (and the tree) are to travel in the state dict, as they must where no variant gives
+            them.
     """
 
     family: ClassVar[str] = "darknet"
+    supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss", "label_smoothing"})
+    anchors_wh: Tensor  # (K, 2) in pixels; part of the state, since they may be fitted to the data
 
-    def __init__(self, *, variant: str, sections: list[Section]) -> None:
+    def __init__(
+        self, *, variant: str, sections: list[Section], tree_text: str | None = None, is_custom: bool = False
+    ) -> None:
         network = DarknetNetwork(sections)
-        self_rules = [read_head_rules(head.section, head.stride) for head in network.heads]
-        check_heads_agree(self_rules, sections[0].source)
-        super().__init__(variant=variant, num_classes=_class_count(network, self_rules))
+        tree = None if tree_text is None else parse_tree(tree_text, f"the tree of {sections[0].source}")
+        rules = [replace(read_head_rules(head.section, head.stride), tree=tree) for head in network.heads]
+        check_heads_agree(rules, sections[0].source)
+        super().__init__(variant=variant, num_classes=_class_count(network, rules))
         self.network = network
-        self.rules: list[HeadRules] = self_rules
+        self._rules = rules
+        self.hierarchy = None if tree is None else Hierarchy(tree)
+        if len({rule.all_anchors_wh for rule in rules}) == 1:
+            self.register_buffer("anchors_wh", torch.tensor(rules[0].all_anchors_wh))
+        if is_custom:
+            self.register_buffer("cfg", _bytes_of(write_cfg(sections)))
+            if tree_text is not None:
+                self.register_buffer("tree", _bytes_of(tree_text))
         self._nms_overlap: Overlap = (
             "diou" if network.heads[-1].section.text("nms_kind", "greedynms") == "diounms" else "iou"
         )
@@ -93,21 +109,42 @@ class Darknet(DetectionModel):
         """The largest stride in the network."""
         return self._divisor
 
+    @property
+    def learns_class_only(self) -> bool:  # type: ignore[override]
+        """Whether images of which the class alone is known may teach it."""
+        return self._rules[0].is_region
+
+    @property
+    def rules(self) -> list[HeadRules]:
+        """The rules of each head, with the anchors as they are now."""
+        if self.num_anchor_sizes == 0:
+            return self._rules
+        anchors = tuple((width, height) for width, height in self.anchors_wh.tolist())
+        return [replace(rule, all_anchors_wh=anchors) for rule in self._rules]
+
+    @property
+    def num_anchor_sizes(self) -> int:
+        return len(self.anchors_wh) if "anchors_wh" in self._buffers else 0
+
+    def set_anchors(self, sizes_wh: Sequence[tuple[float, float]]) -> None:
+        if self.num_anchor_sizes == 0:
+            super().set_anchors(sizes_wh)
+        self.anchors_wh.copy_(torch.tensor(sizes_wh, dtype=torch.float32).view_as(self.anchors_wh))
+
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        levels = [_split(output, len(rule.mask)) for output, rule in zip(self.network(images), self.rules, strict=True)]
-        joined = torch.cat([level for level, _ in levels], dim=1)  # (B, N, 5 + C)
-        heads = {
-            "box_regression": joined[..., :4],
-            "class_logits": joined[..., _BOX_NUMBERS:],
-            "objectness": joined[..., 4],
-        }
+        outputs = self.network(images)
+        levels = [split_by_cell(output, len(rule.mask)) for output, rule in zip(outputs, self._rules, strict=True)]
+        heads = join_levels([level for level, _ in levels])
         if self.training:
             heads["_grids_hw"] = torch.tensor([grid_hw for _, grid_hw in levels])
+        elif self.hierarchy is not None:
+            heads["class_logits"] = self.hierarchy(heads["class_logits"])
         return heads
 
     def loss(self, heads: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         levels, start = [], 0
-        for rule, (rows, columns) in zip(self.rules, heads["_grids_hw"].tolist(), strict=True):
+        rules = [self._changed(rule) for rule in self.rules]
+        for rule, (rows, columns) in zip(rules, heads["_grids_hw"].tolist(), strict=True):
             size = rows * columns * len(rule.mask)
             part = slice(start, start + size)
             levels.append(
@@ -119,14 +156,24 @@ class Darknet(DetectionModel):
                 )
             )
             start += size
-        return darknet_loss(levels, self.rules, targets)
+        return darknet_loss(levels, rules, targets)
+
+    def _changed(self, rule: HeadRules) -> HeadRules:
+        """A head's rules with what the run changes in the loss."""
+        options = self.loss_options
+        return replace(
+            rule,
+            box_loss=options.box_loss or rule.box_loss,
+            label_smoothing=options.label_smoothing or rule.label_smoothing,
+        )
 
     def decode_spec(self, size_hw: tuple[int, int]) -> Grid:
         self.check_size(size_hw)
-        is_region = self.rules[0].is_region
+        rules = self.rules
+        activation: ScoreActivation = "softmax" if rules[0].is_region else "sigmoid"
         return Grid(
             num_classes=self.num_classes,
-            box_coding="yolov2" if all(rule.scale_xy == 1.0 for rule in self.rules) else "yolov4",
+            box_coding="yolov2" if all(rule.scale_xy == 1.0 for rule in rules) else "yolov4",
             levels=tuple(
                 GridLevel(
                     grid_hw=(int(size_hw[0] / rule.stride), int(size_hw[1] / rule.stride)),
@@ -134,9 +181,10 @@ class Darknet(DetectionModel):
                     anchors_wh=rule.anchors_wh,
                     scale_xy=rule.scale_xy,
                 )
-                for rule in self.rules
+                for rule in rules
             ),
-            score_activation="softmax" if is_region else "sigmoid",
+            # A hierarchy leaves probabilities behind, all 0 but that of the class that it reaches.
+            score_activation=activation if self.hierarchy is None else "none",
             score_combination="multiply",
             multi_label=True,  # Darknet sorts and suppresses each class by itself, over all boxes
             nms=NmsSpec(overlap=self._nms_overlap),
@@ -146,12 +194,13 @@ class Darknet(DetectionModel):
         return preset("darknet", size_hw)
 
 
-def _split(output: Tensor, num_anchors: int) -> tuple[Tensor, tuple[int, int]]:
-    """(B, A * (5 + C), H, W) to (B, H * W * A, 5 + C), and the grid."""
-    batch, channels, rows, columns = output.shape
-    by_anchor = output.reshape(batch, num_anchors, channels // num_anchors, rows, columns)
-    last = by_anchor.permute(0, 3, 4, 1, 2)  # (B, H, W, A, 5 + C)
-    return last.reshape(batch, -1, channels // num_anchors), (rows, columns)
+def _bytes_of(text: str) -> Tensor:
+    """Text as a tensor, for a state dict."""
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def _text_of(values: Tensor) -> str:
+    return bytes(values.tolist()).decode()
 
 
 def _class_count(network: DarknetNetwork, rules: list[HeadRules]) -> int:
@@ -160,15 +209,17 @@ def _class_count(network: DarknetNetwork, rules: list[HeadRules]) -> int:
     for head, rule in zip(network.heads, rules, strict=True):
         classes = head.section.integer("classes", 20)
         width = network.shapes[head.layer].channels
-        if classes < 1 or width != len(rule.mask) * (_BOX_NUMBERS + classes):
+        if classes < 1 or width != len(rule.mask) * (BOX_NUMBERS + classes):
             raise head.section.error(
                 f"{len(rule.mask)} anchors x (5 + {classes} classes) = "
-                f"{len(rule.mask) * (_BOX_NUMBERS + classes)} channels before it",
+                f"{len(rule.mask) * (BOX_NUMBERS + classes)} channels before it",
                 f"{width} channels",
             )
-        for option in ("new_coords", "tree", "map"):
-            if head.section.text(option, "0") != "0":
-                raise head.section.error(f"no {option}", head.section.options[option], "use a head without it")
+        # Its `map` chooses classes of another data set when Darknet evaluates; it is no part of the network.
+        if head.section.text("new_coords", "0") != "0":
+            raise head.section.error("no new_coords", head.section.options["new_coords"], "use a head without it")
+        if rule.tree is not None and len(rule.tree.names) != classes:
+            raise head.section.error(f"a tree of {classes} classes", f"{len(rule.tree.names)} nodes")
         counts.add(classes)
     if len(counts) > 1:
         raise network.heads[0].section.error("the same classes in every head", str(sorted(counts)))
@@ -179,7 +230,7 @@ def build(variant: str, num_classes: int) -> Darknet:
     """A network of that variant with random weights."""
     config = VARIANTS[variant]
     model = Darknet(variant=variant, sections=parse_cfg(config.write_cfg(config.size_hw, num_classes), variant))
-    for head, rule in zip(model.network.heads, model.rules, strict=True):
+    for head, rule in zip(model.network.heads, model._rules, strict=True):
         last = model.network.layers[head.layer - 1]
         assert isinstance(last, Convolution) and isinstance(last[0], nn.Conv2d) and last[0].bias is not None
         with torch.no_grad():
@@ -207,8 +258,20 @@ def open_network(path: Path) -> NetworkFile:
     """
     cfg_path = path.with_name(path.name.removesuffix(path.suffix) + ".cfg")
     sections = parse_cfg(read_cfg(cfg_path), str(cfg_path))
-    model = Darknet(variant=cfg_path.stem, sections=sections)
+    trees = [text for section in sections if (text := read_tree(cfg_path, section)) is not None]
+    tree_text = trees[0] if trees else None
+    model = Darknet(variant=cfg_path.stem, sections=sections, tree_text=tree_text, is_custom=True)
     if path.suffix != ".cfg":
         model.network.load(read_weights(path), str(path))
     size_hw = sections[0].integer("height", 416), sections[0].integer("width", 416)
-    return NetworkFile(module=model, size_hw=size_hw)
+    names = None if tree_text is None else parse_tree(tree_text, str(cfg_path)).names
+    return NetworkFile(module=model, size_hw=size_hw, class_names=names)
+
+
+def rebuild(variant: str, state: StateDict) -> Darknet | None:
+    """The network whose .cfg travels in one of our checkpoints; None where a variant gives it."""
+    if "cfg" not in state:
+        return None
+    tree_text = _text_of(state["tree"]) if "tree" in state else None
+    sections = parse_cfg(_text_of(state["cfg"]), f"the .cfg in a checkpoint of {variant}")
+    return Darknet(variant=variant, sections=sections, tree_text=tree_text, is_custom=True)

@@ -111,6 +111,34 @@ def parse_cfg(text: str, source: str) -> list[Section]:
     return sections
 
 
+def write_cfg(sections: list[Section]) -> str:
+    """The text of sections, which `parse_cfg` reads back."""
+    return "\n".join(
+        f"[{section.name}]\n" + "".join(f"{key}={value}\n" for key, value in section.options.items())
+        for section in sections
+    )
+
+
+def read_tree(cfg_path: Path, section: Section) -> str | None:
+    """The text of the class hierarchy that a section names with `tree`, or None.
+
+    The name is looked for as it stands, from the .cfg's folder, and beside the .cfg: the authors' files name it from
+    Darknet's own folder.
+
+    Raises:
+        CheckpointError: where it is in none of these places.
+    """
+    name = section.text("tree", "")
+    if not name:
+        return None
+    for path in (cfg_path.parent / name, cfg_path.parent / Path(name).name):
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    raise section.error(
+        "the class hierarchy that it names", f"no file {name}", f"put {Path(name).name} beside {cfg_path.name}"
+    )
+
+
 def read_cfg(path: Path) -> str:
     """The text of a .cfg.
 

@@ -4,6 +4,9 @@ Each object is learned by the anchor whose shape overlaps its own best, in the c
 `iou_thresh` below 1 also by every other anchor that overlaps it more than that. Predictions that learn nothing but
 overlap an object by more than `ignore_thresh` (`thresh` in `[region]`) are neither praised nor blamed.
 
+Images of which the class alone is known teach a `[region]` head its classes: the prediction that finds the class most
+likely learns it, and that there is an object at least so far as an overlap of 0.3 would say.
+
 All parts are divided by the number of predictions that learn an object, as the other families do, so that one learning
 rate serves all.
 
@@ -24,8 +27,11 @@ from boxwright.core.errors import CheckpointError
 from boxwright.models.common.boxes import OverlapKind, paired_overlap, pairwise_iou
 from boxwright.models.common.darknet_files import Section
 from boxwright.models.common.targets import Targets
+from boxwright.models.common.word_tree import Hierarchy, WordTree, tree_cross_entropy
 
 BoxLoss = Literal["mse", "iou", "giou", "diou", "ciou"]
+# The overlap that is taken for granted where the place of an object is not known. Source: YOLO9000, sec. 4.
+_ASSUMED_OVERLAP = 0.3
 _OVERLAPS: dict[str, OverlapKind] = {"iou": "iou", "giou": "giou", "diou": "diou", "ciou": "ciou"}
 
 
@@ -47,6 +53,7 @@ class HeadRules:
         no_object_weight: where there is none.
         class_weight: of the class loss.
         label_smoothing: of the class targets.
+        tree: of the classes, where they are one.
     """
 
     is_region: bool
@@ -62,6 +69,7 @@ class HeadRules:
     no_object_weight: float
     class_weight: float
     label_smoothing: float
+    tree: WordTree | None = None
 
     @property
     def anchors_wh(self) -> tuple[tuple[float, float], ...]:
@@ -161,11 +169,17 @@ def darknet_loss(levels: list[LevelOutput], rules: list[HeadRules], targets: Tar
     device = levels[0].objectness.device
     totals = {name: torch.zeros((), device=device) for name in ("box", "object", "class")}
     num_positive = 0
+    located = targets.without_class_only()
     for level, rule in zip(levels, rules, strict=True):
-        matches = _match(level, rule, targets)
+        matches = _match(level, rule, located)
         num_positive += len(matches.image)
-        for name, value in _level_loss(level, rule, matches, targets).items():
+        is_located = ~torch.tensor([*targets.is_class_only] or [False] * len(targets), device=device)
+        for name, value in _level_loss(level, rule, matches, located, is_located).items():
             totals[name] = totals[name] + value
+        for image in (~is_located).nonzero()[:, 0].tolist():
+            num_positive += len(targets.class_ids[image])
+            for name, value in _class_only_loss(level, rule, image, targets.class_ids[image].to(device)).items():
+                totals[name] = totals[name] + value
     parts = {name: value / max(num_positive, 1) for name, value in totals.items()}
     return {**parts, "loss": torch.stack(list(parts.values())).sum()}
 
@@ -226,15 +240,17 @@ def _shape_iou(sizes_wh: Tensor, anchors_wh: Tensor) -> Tensor:
     return intersection / union.clamp(min=1e-7)
 
 
-def _level_loss(level: LevelOutput, rule: HeadRules, matches: _Matches, targets: Targets) -> dict[str, Tensor]:
-    """Sums over the head's predictions, weighted but not yet averaged."""
+def _level_loss(
+    level: LevelOutput, rule: HeadRules, matches: _Matches, targets: Targets, is_located: Tensor
+) -> dict[str, Tensor]:
+    """Sums over the head's predictions, weighted but not yet averaged; `is_located` (B,) are images with boxes."""
     picked = (matches.image, matches.prediction)
     raw, logits = level.box_regression[picked], level.class_logits[picked]  # (P, 4), (P, C)
     predicted = _decode(raw, matches.cells_xy, matches.anchors_wh, rule)  # (P, 4)
     grid_pixels = level.grid_hw[0] * level.grid_hw[1] * rule.stride**2
     return {
         "box": rule.box_weight * _box_terms(raw, predicted, matches, rule, grid_pixels).sum(),
-        "object": _object_loss(level, rule, matches, predicted.detach(), targets),
+        "object": (_object_terms(level, rule, matches, predicted.detach(), targets) * is_located[:, None]).sum(),
         "class": rule.class_weight * _class_terms(logits, matches.class_ids, rule).sum(),
     }
 
@@ -256,7 +272,10 @@ def _box_terms(raw: Tensor, predicted: Tensor, matches: _Matches, rule: HeadRule
     return importance * (offset_terms + size_terms).sum(dim=1)
 
 
-def _object_loss(level: LevelOutput, rule: HeadRules, matches: _Matches, predicted: Tensor, targets: Targets) -> Tensor:
+def _object_terms(
+    level: LevelOutput, rule: HeadRules, matches: _Matches, predicted: Tensor, targets: Targets
+) -> Tensor:
+    """Weighted terms of all predictions, (B, n)."""
     wanted = torch.zeros_like(level.objectness)
     # YOLOv2 learns the overlap that it reached, v3 and v4 learn 1.
     overlaps = paired_overlap(predicted, matches.boxes_xyxy) if rule.is_region else None
@@ -269,7 +288,27 @@ def _object_loss(level: LevelOutput, rule: HeadRules, matches: _Matches, predict
         terms = (level.objectness.sigmoid() - wanted).square() / 2
     else:
         terms = functional.binary_cross_entropy_with_logits(level.objectness, wanted, reduction="none")
-    return (weights * terms).sum()
+    return weights * terms
+
+
+def _class_only_loss(level: LevelOutput, rule: HeadRules, image: int, class_ids: Tensor) -> dict[str, Tensor]:
+    """Weighted sums over the classes (M,) that an image shows nobody knows where."""
+    logits, objectness = level.class_logits[image], level.objectness[image].sigmoid()  # (n, C), (n,)
+    with torch.no_grad():
+        likely = class_probabilities(logits, rule.tree)[:, class_ids] * objectness[:, None]  # (n, M)
+        finders = likely.argmax(dim=0)  # (M,)
+    lacking = (_ASSUMED_OVERLAP - objectness[finders]).clamp(min=0)
+    return {
+        "object": rule.object_weight * (lacking.square() / 2).sum(),
+        "class": rule.class_weight * _class_terms(logits[finders], class_ids, rule).sum(),
+    }
+
+
+def class_probabilities(logits: Tensor, tree: WordTree | None) -> Tensor:
+    """Probabilities of the classes (n, C) of a `[region]` head with logits (n, C)."""
+    if tree is None:
+        return logits.softmax(dim=1)
+    return Hierarchy(tree).to(logits.device).probabilities(logits[None])[0]
 
 
 @torch.no_grad()
@@ -285,6 +324,8 @@ def _overlaps_any_object(level: LevelOutput, rule: HeadRules, targets: Targets) 
 
 
 def _class_terms(logits: Tensor, class_ids: Tensor, rule: HeadRules) -> Tensor:
+    if rule.tree is not None:
+        return tree_cross_entropy(logits, class_ids, rule.tree, label_smoothing=rule.label_smoothing)
     if rule.is_region:
         return functional.cross_entropy(logits, class_ids, reduction="none", label_smoothing=rule.label_smoothing)
     wanted = functional.one_hot(class_ids, logits.shape[1]).to(logits.dtype)

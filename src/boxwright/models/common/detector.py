@@ -25,6 +25,7 @@ class DetectionModel(nn.Module, ABC):
         size_divisor: the sides of the network's input are multiples of this many pixels.
         nms_iou_threshold: overlap that its NMS suppresses at unless the user says otherwise.
         suggested_augmentation: fields of `training.Augmentation` that the family is trained with by its authors.
+        learns_class_only: whether images of which the class alone is known may teach it.
         supported_loss_options: names of the `LossOptions` that the family's loss heeds.
         loss_options: what a run has changed in the loss.
     """
@@ -33,6 +34,7 @@ class DetectionModel(nn.Module, ABC):
     size_divisor: ClassVar[int] = 32
     nms_iou_threshold: ClassVar[float] = 0.7
     suggested_augmentation: ClassVar[Mapping[str, float]] = {}
+    learns_class_only: ClassVar[bool] = False
     supported_loss_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
@@ -72,6 +74,13 @@ class DetectionModel(nn.Module, ABC):
             targets: in network pixels.
             pixel_mask: (B, H, W), for models whose preprocessing gives one.
         """
+        if any(targets.is_class_only) and not self.learns_class_only:
+            raise InputError(
+                "Targets.is_class_only",
+                expected=f"images with boxes for {self.variant}",
+                got="images of which the class alone is known",
+                fix="leave them out, or train a [region] network such as yolov2",
+            )
         return self.loss(self(images) if pixel_mask is None else self(images, pixel_mask), targets)
 
     @abstractmethod

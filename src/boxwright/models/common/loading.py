@@ -24,7 +24,7 @@ from boxwright.models.common.checkpoint import (
     sha256_of,
 )
 from boxwright.models.common.detector import DetectionModel
-from boxwright.models.common.registry import ImportedWeights, NetworkFile, families, family_of, open_network
+from boxwright.models.common.registry import ImportedWeights, NetworkFile, families, family_of, open_network, rebuild
 
 OWN_KEY = "boxwright"
 OWN_SCHEMA = 1
@@ -120,7 +120,7 @@ def _describe(family: str, variant: str, imports: str) -> ModelInfo:
     size_hw = families()[family].VARIANTS[variant].size_hw
     # On the meta device nothing is computed or allocated.
     with torch.device("meta"):
-        module = families()[family].build(variant, _COCO_CLASSES).eval()
+        module = families()[family].build(variant, _COCO_CLASSES).eval().requires_grad_(False)
         images = torch.empty(1, 3, *size_hw)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         module(images)
@@ -138,25 +138,41 @@ def build_model(variant: str, *, num_classes: int, size_hw: tuple[int, int] | No
     """A module with random weights.
 
     Args:
-        variant: its name, e.g. "yolox-nano".
+        variant: its name, e.g. "yolox-nano", or the path of a file that describes a network (.cfg), whose weights are
+            taken where it has them (.weights).
         num_classes: without the background.
         size_hw: checked against what the network can take, where given.
 
     Raises:
-        InputError: where there is no such variant, or it cannot take that size.
+        CheckpointError: where such a file cannot be read or is wrong.
+        InputError: where there is no such variant, it has another class count, or it cannot take that size.
     """
-    module = families()[family_of(variant)].build(variant, num_classes)
+    network = open_network(Path(variant))
+    if network is None:
+        module = families()[family_of(variant)].build(variant, num_classes)
+    else:
+        module = network.module
+        if module.num_classes != num_classes:
+            raise InputError(
+                variant,
+                expected=f"a network of {num_classes} classes, as many as the data has",
+                got=f"one of {module.num_classes}",
+                fix="correct classes in its heads and filters before them, or pass the data that it is for",
+            )
     if size_hw is not None:
         module.check_size(size_hw)
     return module
 
 
 def default_size_hw(variant: str) -> tuple[int, int]:
-    """The input size that a variant is usually run at.
+    """The input size that a variant is usually run at, or that a file of a network names.
 
     Raises:
         InputError: where there is no such variant.
     """
+    network = open_network(Path(variant))
+    if network is not None:
+        return network.size_hw
     return families()[family_of(variant)].VARIANTS[variant].size_hw
 
 
@@ -186,7 +202,7 @@ def load_model(
         return _load_network(network, Path(source), model, class_names, preprocess, size_hw)
     weights = read_weights(source, model=model)
     manifest = weights.manifest
-    module = build_model(weights.variant, num_classes=weights.imported.num_classes)
+    module = _rebuilt(weights) or build_model(weights.variant, num_classes=weights.imported.num_classes)
     load_weights(module, weights.imported.state, str(source))
     size_hw = _choose_size(weights, preprocess, size_hw)
     module.check_size(size_hw)
@@ -200,6 +216,13 @@ def load_model(
         size_hw=size_hw,
         source_sha256=weights.sha256,
     )
+
+
+def _rebuilt(weights: Weights) -> DetectionModel | None:
+    """The network that a checkpoint of ours carries, where its variant is none of a family's."""
+    if weights.manifest is None:
+        return None
+    return rebuild(weights.manifest.family, weights.variant, weights.imported.state)
 
 
 def _load_network(
@@ -224,7 +247,7 @@ def _load_network(
         module=module.eval(),
         family=module.family,
         variant=module.variant,
-        class_names=_names(class_names, None, module.num_classes, str(source)),
+        class_names=_names(class_names or network.class_names, None, module.num_classes, str(source)),
         preprocess=_choose_preprocess(preprocess, None, module, size_hw),
         size_hw=size_hw,
         source_sha256=sha256_of(source),

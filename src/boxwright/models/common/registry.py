@@ -2,7 +2,9 @@
 
 A family file has `VARIANTS` (name -> frozen config with `size_hw`), `build(variant, num_classes)`, `IMPORTS` (which
 public checkpoints it reads, for people) and `import_checkpoint(state, variant)`. A family whose files describe the
-whole network claims their suffixes with `NETWORK_SUFFIXES` and opens them with `open_network(path)`.
+whole network claims their suffixes with `NETWORK_SUFFIXES` and opens them with `open_network(path)`; its
+`rebuild(variant, state)` makes the module for a checkpoint of ours from what the state dict says of the network, or
+gives None where a variant says it.
 """
 
 from __future__ import annotations
@@ -50,10 +52,12 @@ class NetworkFile:
     Attributes:
         module: with the weights that the file holds.
         size_hw: the input size that it names.
+        class_names: where the file has them too.
     """
 
     module: DetectionModel
     size_hw: tuple[int, int]
+    class_names: tuple[str, ...] | None = None
 
 
 class Family(Protocol):
@@ -78,6 +82,12 @@ def open_network(path: Path) -> NetworkFile | None:
         if path.suffix.lower() in getattr(family, "NETWORK_SUFFIXES", ()):
             return cast("NetworkFile", cast("Any", family).open_network(path))
     return None
+
+
+def rebuild(family: str, variant: str, state: StateDict) -> DetectionModel | None:
+    """The network that a checkpoint of ours describes by itself; None where a variant gives it."""
+    make = getattr(families().get(family), "rebuild", None)
+    return None if make is None else cast("DetectionModel | None", make(variant, state))
 
 
 @functools.cache

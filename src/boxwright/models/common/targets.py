@@ -33,12 +33,22 @@ class Targets:
     Attributes:
         boxes_xyxy: (M, 4) float32 an image, in pixels of the network's input; M may be 0.
         class_ids: (M,) int64 an image.
+        is_class_only: for each image whether its boxes say nothing, so that it teaches classes alone (YOLO9000);
+            empty where none is.
     """
 
     boxes_xyxy: Sequence[Tensor]
     class_ids: Sequence[Tensor]
+    is_class_only: Sequence[bool] = ()
 
     def __post_init__(self) -> None:
+        if len(self.is_class_only) not in (0, len(self.boxes_xyxy)):
+            raise InputError(
+                "Targets",
+                expected=f"is_class_only of {len(self.boxes_xyxy)} images, or of none",
+                got=f"{len(self.is_class_only)}",
+                fix="pass one entry an image",
+            )
         if len(self.boxes_xyxy) != len(self.class_ids):
             raise InputError(
                 "Targets",
@@ -63,6 +73,17 @@ class Targets:
         return Targets(
             boxes_xyxy=[boxes.to(device, non_blocking=True) for boxes in self.boxes_xyxy],
             class_ids=[class_ids.to(device, non_blocking=True) for class_ids in self.class_ids],
+            is_class_only=self.is_class_only,
+        )
+
+    def without_class_only(self) -> Targets:
+        """The same targets, the images that teach classes alone without objects."""
+        if not any(self.is_class_only):
+            return self
+        pairs = list(zip(self.boxes_xyxy, self.class_ids, self.is_class_only, strict=True))
+        return Targets(
+            boxes_xyxy=[boxes[:0] if class_only else boxes for boxes, _, class_only in pairs],
+            class_ids=[class_ids[:0] if class_only else class_ids for _, class_ids, class_only in pairs],
         )
 
     def padded(self, device: torch.device) -> PaddedTargets:
