@@ -36,3 +36,20 @@ SDK_BOXES = 1e-3
 SDK_SCORES = 1e-5
 # Of AP50 on 80 images against OpenCV's reader of Darknet files (the bound that the project set itself).
 OPENCV_MAP50 = 4e-3
+
+# Of imported weights' detections against torchvision's on the same pixels, in pixels of the image and in score (the
+# bound that the project set itself).
+IMPORTED_BOXES = 1e-3
+IMPORTED_SCORES = 1e-3
+# Of a pixel that OpenCV resized in float32 against PyTorch's, of 255: they round the place that it comes from otherwise.
+FLOAT_RESIZE = 0.02
+
+# Of a graph that resizes by itself, against OpenCV's resize of bytes: another grey level in so many of the pixels, the
+# weights being rounded from exact positions and not from float32's; cubic weights are whole numbers in OpenCV alone.
+EMBEDDED_GREY_LEVELS = 1
+EMBEDDED_PIXELS = 2e-2
+# Of pixels resized in float32 and normalised to about 1: engines round the position of a pixel (up to 300) to float32.
+EMBEDDED_VALUES = 5e-5
+# Of boxes, in pixels of the image, and scores behind it: single grey levels on networks of random weights.
+EMBEDDED_BOXES = 0.5
+EMBEDDED_SCORES = 5e-3
