@@ -233,7 +233,7 @@ def _spatial_pyramid(cfg: CfgWriter) -> int:
     cfg.conv(512, 1)
     cfg.conv(1024)
     reduced = cfg.conv(512, 1)
-    pools = []
+    pools: list[int] = []
     for size in (5, 9, 13):
         if pools:
             cfg.route(reduced)

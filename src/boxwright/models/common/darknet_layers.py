@@ -5,6 +5,8 @@ Source: the layers that the official YOLO v2 to v4 configurations use; their mea
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -14,7 +16,7 @@ from boxwright.models.common.darknet_files import Section
 # Darknet's leaky ReLU and the epsilon of its batch normalisation.
 LEAKY_SLOPE = 0.1
 BATCH_NORM_EPSILON = 1e-6
-_ACTIVATIONS = {
+_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
     "leaky": lambda: nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
     "mish": lambda: nn.Mish(inplace=True),
@@ -31,8 +33,7 @@ def activation(section: Section, default: str = "linear") -> nn.Module:
     name = section.text("activation", default)
     if name not in _ACTIVATIONS:
         raise section.error("one of the activations " + ", ".join(_ACTIVATIONS), repr(name))
-    module: nn.Module = _ACTIVATIONS[name]()
-    return module
+    return _ACTIVATIONS[name]()
 
 
 class Convolution(nn.Sequential):

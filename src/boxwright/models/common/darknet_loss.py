@@ -116,7 +116,7 @@ def _box_loss(section: Section) -> BoxLoss:
     name = section.text("iou_loss", "mse").lower()
     for known in ("mse", "iou", "giou", "diou", "ciou"):
         if name == known:
-            return known  # type: ignore[return-value]
+            return known
     raise section.error("iou_loss of mse, iou, giou, diou or ciou", repr(name))
 
 

@@ -102,7 +102,8 @@ class DarknetNetwork(nn.Module):
         index = len(self.layers)
         if section.name in HEAD_SECTIONS:
             layer: nn.Module = nn.Identity()
-            reads, shape = (index - 1,), self._shape(index - 1)
+            reads: tuple[int, ...] = (index - 1,)
+            shape = self._shape(index - 1)
             self.heads.append(Head(section=section, layer=index, stride=shape.stride))
         elif section.name in _BUILDERS:
             layer, reads, shape = _BUILDERS[section.name](self, section, index)

@@ -93,7 +93,7 @@ def check_sizes(sizes_wh: NDArray[np.floating], k: int) -> FloatArray:
 
 def _first_centres(sizes: FloatArray, k: int, generator: np.random.Generator) -> FloatArray:
     """Sizes drawn with chances that grow with their squared distance to those drawn before."""
-    centres = sizes[generator.integers(len(sizes))][None]
+    centres: FloatArray = sizes[generator.integers(len(sizes))][None]
     while len(centres) < k:
         distances = (1 - size_overlaps(sizes, centres).max(axis=1)).clip(min=0) ** 2
         chosen = generator.choice(len(sizes), p=distances / distances.sum())

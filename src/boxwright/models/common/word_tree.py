@@ -137,7 +137,10 @@ class Hierarchy(nn.Module):
     def _groups(self, values: Tensor) -> list[Tensor]:
         """Values (B, N, C) as (B, N, groups, size) for each size of groups."""
         parts = torch.split(values[..., self.order], [groups * size for groups, size in self.shapes], dim=-1)
-        return [part.unflatten(-1, (groups, size)) for part, (groups, size) in zip(parts, self.shapes, strict=True)]
+        return [
+            part.reshape(*part.shape[:-1], groups, size)
+            for part, (groups, size) in zip(parts, self.shapes, strict=True)
+        ]
 
     def _within_groups(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Softmax within the groups, and 1.0 for the best node of each (the first at a tie), (B, N, C) both."""
