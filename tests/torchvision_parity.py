@@ -99,7 +99,12 @@ def inputs_of(theirs: nn.Module, preprocess: Preprocess, images: Sequence[Image]
 
 
 def detect(
-    model: DetectionModel, pixels: Tensor, transforms: Sequence[ImageTransform], score_threshold: float
+    model: DetectionModel,
+    pixels: Tensor,
+    transforms: Sequence[ImageTransform],
+    *,
+    score_threshold: float,
+    iou_threshold: float,
 ) -> list[Detections]:
     """What a model finds in its input, in pixels of the images that it was made from, clipped to them before NMS."""
     with torch.no_grad():
@@ -111,7 +116,7 @@ def detect(
         objectness=heads.get("objectness"),
         attributes=spec.attributes(),
         score_threshold=score_threshold,
-        iou_threshold=model.nms_iou_threshold,
+        iou_threshold=iou_threshold,
         priors=spec.priors(),
         image_size_hw=np.array([transform.resized_hw for transform in transforms], dtype=np.float32),
     )

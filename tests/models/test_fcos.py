@@ -45,7 +45,9 @@ def test_finds_what_torchvision_finds_from_the_same_weights(shared_dir: Path) ->
     for image in images:  # each by itself, the input as large as it needs
         pixels = inputs_of(theirs, preprocess, [image])
         transform = preprocess.plan((image.shape[0], image.shape[1]))
-        found += detect(ours, pixels, [transform], SCORE_THRESHOLD)
+        found += detect(
+            ours, pixels, [transform], score_threshold=SCORE_THRESHOLD, iou_threshold=ours.nms_iou_threshold
+        )
     with torch.no_grad():
         wanted = [theirs([image])[0] for image in given]
     assert_found_alike(found, wanted, first_label=0)

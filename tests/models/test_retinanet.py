@@ -2,55 +2,69 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torchvision.models import detection
 
-from boxwright.core.decode import decode_nms
 from boxwright.core.errors import CheckpointError
-from boxwright.core.preprocess_presets import IMAGENET_MEAN, IMAGENET_STD
 from boxwright.models import build_model
 from boxwright.models.common.anchor_assignment import BACKGROUND, IGNORED, assign_atss, assign_by_iou
 from boxwright.models.common.anchor_deltas import decode_deltas, encode_deltas
 from boxwright.models.common.checkpoint import load_weights
 from boxwright.models.retinanet import import_checkpoint
+from torchvision_parity import (
+    as_torchvision_takes_it,
+    assert_found_alike,
+    detect,
+    inputs_of,
+    learn_statistics,
+    real_images,
+    shortest_edge_preprocess,
+    spread_outputs,
+)
 
-SIZE_HW = (256, 320)
+NUM_CLASSES = 7
+# A quarter of torchvision's sizes, so that the test is fast; it makes inputs of which P6 and P7 are no exact part.
+SHORTEST_EDGE, MAX_SIZE = 200, 333
+# Torchvision's own.
+SCORE_THRESHOLD, IOU_THRESHOLD = 0.05, 0.5
 PAIRS = {"retinanet-r50": detection.retinanet_resnet50_fpn, "retinanet-r50-v2": detection.retinanet_resnet50_fpn_v2}
 
 
 @pytest.mark.parametrize("variant", PAIRS)
-def test_finds_what_torchvision_finds_from_the_same_weights(variant: str) -> None:
-    torch.manual_seed(0)
-    theirs = PAIRS[variant](weights=None, weights_backbone=None, num_classes=7, min_size=256, max_size=320).eval()
-    with torch.no_grad():  # random weights find nothing at the prior probability
-        theirs.head.classification_head.cls_logits.bias += 4
+def test_finds_what_torchvision_finds_from_the_same_weights(variant: str, shared_dir: Path) -> None:
+    images = real_images(shared_dir)
+    given = [as_torchvision_takes_it(image) for image in images]
+    theirs = torchvision_model(variant, given)
     weights = import_checkpoint(theirs.state_dict(), variant)
-    assert weights.num_classes == 7
-    ours = build_model(variant, num_classes=7).eval()
+    assert weights.num_classes == NUM_CLASSES
+    ours = build_model(variant, num_classes=NUM_CLASSES).eval()
     load_weights(ours, weights.state, variant)
-    images = torch.rand(2, 3, *SIZE_HW)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+    preprocess = shortest_edge_preprocess(SHORTEST_EDGE, MAX_SIZE)
+    found = []
+    for image in images:  # each by itself, the input as large as it needs
+        pixels = inputs_of(theirs, preprocess, [image])
+        transform = preprocess.plan((image.shape[0], image.shape[1]))
+        found += detect(ours, pixels, [transform], score_threshold=SCORE_THRESHOLD, iou_threshold=IOU_THRESHOLD)
     with torch.no_grad():
-        expected = theirs(list(images))
-        heads = ours((images - mean) / std)
-    spec = ours.decode_spec(SIZE_HW)
-    found = decode_nms(
-        heads["box_regression"].numpy(),
-        heads["class_logits"].numpy(),
-        attributes=spec.attributes(),
-        score_threshold=0.05,
-        iou_threshold=0.5,
-        priors=spec.priors(),
-        image_size_hw=np.array([SIZE_HW] * 2, dtype=np.float32),
+        wanted = [theirs([image])[0] for image in given]
+    assert_found_alike(found, wanted, first_label=0)
+
+
+def torchvision_model(variant: str, given: list[torch.Tensor]) -> torch.nn.Module:
+    torch.manual_seed(0)
+    theirs = PAIRS[variant](
+        weights=None, weights_backbone=None, num_classes=NUM_CLASSES, min_size=SHORTEST_EDGE, max_size=MAX_SIZE
+    ).eval()
+    learn_statistics(theirs.backbone, theirs.transform(given)[0].tensors)
+    head = theirs.head
+    spread_outputs(
+        theirs, [(head.classification_head.cls_logits, 2.0, -3.0), (head.regression_head.bbox_reg, 0.5, 0.0)], given[0]
     )
-    for row, wanted in enumerate(expected):
-        count = int(found.num_detections[row, 0])
-        assert count == len(wanted["boxes"]) >= 50
-        np.testing.assert_allclose(found.boxes[row, :count], wanted["boxes"].numpy(), atol=1e-3)
-        np.testing.assert_allclose(found.scores[row, :count], wanted["scores"].numpy(), atol=1e-5)
-        np.testing.assert_array_equal(found.class_ids[row, :count], wanted["labels"].numpy())
+    return theirs
 
 
 def test_another_checkpoint_is_refused() -> None:

@@ -6,8 +6,9 @@ for SSDLite.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -160,6 +161,7 @@ class Ssd(DetectionModel):
     """The detector; the keys of its heads are those of torchvision's."""
 
     family: ClassVar[str] = "ssd"
+    suggested_augmentation: ClassVar[Mapping[str, float]] = {"ssd_crop": 1.0, "mosaic": 0.0, "mixup": 0.0}
     supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss", "label_smoothing"})
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
@@ -205,11 +207,12 @@ class Ssd(DetectionModel):
         return heads
 
     def _check_batch(self, images: Tensor) -> None:
-        """The last map may be a single cell, of which batch normalisation cannot take the variance."""
-        if len(images) == 1 and any(isinstance(layer, nn.BatchNorm2d) for layer in self.modules()):
+        """Batch normalisation takes no variance of a last map that is a single cell, unless of several images."""
+        num_values = len(images) * math.prod(self.backbone.sides(side)[-1] for side in images.shape[-2:])
+        if num_values == 1 and any(isinstance(layer, nn.BatchNorm2d) for layer in self.modules()):
             raise InputError(
                 f"{self.variant} training batch",
-                expected="at least 2 images, since batch normalisation sees maps of a single cell",
+                expected="at least 2 images, since batch normalisation sees a map of a single cell",
                 got="1",
                 fix="pass a larger --batch",
             )
