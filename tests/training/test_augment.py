@@ -10,11 +10,13 @@ from boxwright.training.augment import (
     jitter_color,
     mixup,
     mosaic,
+    mosaic_of_nine,
     place,
     random_affine,
     with_visible_boxes,
 )
 from boxwright.training.config import Augmentation
+from boxwright.training.copy_paste import copy_paste
 from boxwright.training.dataset import resize_as_preprocessed
 
 GREY = (114.0, 114.0, 114.0)
@@ -171,3 +173,66 @@ def test_preprocessing_a_resized_image_is_preprocessing_the_image(
     found, resized_transform = preprocess.apply(resized.image)
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(resized_transform.to_network(resized.boxes_xyxy), transform.to_network(boxes), atol=1e-3)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_mosaic_of_nine_keeps_every_box_on_its_pixels(seed: int) -> None:
+    sizes = [(50, 96), (64, 64), (64, 40), (33, 96), (64, 96), (20, 96), (64, 96), (64, 30), (41, 96)]
+    parts = [rectangle(size, (8, 3, 28, 17), class_id) for class_id, size in enumerate(sizes)]
+    composed = mosaic_of_nine(parts, (64, 96), GREY, np.random.default_rng(seed))
+    assert composed.size_hw == (128, 192)
+    assert len(composed.boxes_xyxy) >= 2
+    covered = np.zeros((128, 192), dtype=bool)
+    for left, top, right, bottom in composed.boxes_xyxy.astype(int):
+        assert (composed.image[top:bottom, left:right] == 250).all()
+        assert not covered[top:bottom, left:right].any()  # no image lies on another
+        covered[top:bottom, left:right] = True
+    remainder = (composed.image[..., 0] == 250) & ~covered
+    assert remainder.sum() <= (9 - len(composed.boxes_xyxy)) * 0.2 * 20 * 14 + 1
+    assert len(set(composed.class_ids.tolist())) == len(composed.class_ids)
+
+
+def test_mosaic_of_nine_puts_eight_around_the_first() -> None:
+    parts = [rectangle((64, 96), (40, 20, 60, 40), class_id) for class_id in range(9)]
+    seen: dict[int, set[tuple[int, int]]] = {}
+    for seed in range(30):
+        composed = mosaic_of_nine(parts, (64, 96), GREY, np.random.default_rng(seed))
+        centres = (composed.boxes_xyxy[:, :2] + composed.boxes_xyxy[:, 2:]) / 2
+        ids = composed.class_ids.tolist()
+        assert 0 in ids  # the window is so large that the middle is always in it
+        own = centres[ids.index(0)]
+        for class_id, centre in zip(ids, centres, strict=True):
+            x, y = np.sign(np.round((centre - own) / [96, 64])).astype(int).tolist()
+            seen.setdefault(class_id, set()).add((y, x))
+    places = [(0, 0), (-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
+    assert seen == {class_id: {place} for class_id, place in enumerate(places)}
+
+
+def test_copy_paste_adds_boxes_on_their_pixels_and_hides_none() -> None:
+    base = rectangle((64, 96), (10, 10, 40, 40), 7)
+    base.image[base.image == 250] = 30
+    donor = rectangle((48, 48), (5, 6, 25, 30), 3)
+    before = base.image.copy()
+    for seed in range(20):
+        pasted = copy_paste(base, donor, np.random.default_rng(seed))
+        assert pasted.class_ids.tolist() == [7, 3]
+        assert pasted.boxes_xyxy[0].tolist() == [10, 10, 40, 40]
+        np.testing.assert_allclose(pasted.boxes_xyxy[1], bright_box(pasted.image), atol=0)
+        left, top, right, bottom = pasted.boxes_xyxy[1].astype(int)
+        assert (right - left, bottom - top) == (20, 24)
+        assert (pasted.image[10:40, 10:40] == 250).mean() <= 0.3 + 1e-6
+    np.testing.assert_array_equal(base.image, before)
+
+
+def test_copy_paste_leaves_out_what_has_no_room() -> None:
+    full = rectangle((40, 40), (0, 0, 40, 40), 1)
+    random = np.random.default_rng(0)
+    too_large = copy_paste(rectangle((40, 40), (1, 1, 9, 9), 1), rectangle((90, 90), (0, 0, 80, 80)), random)
+    assert too_large.class_ids.tolist() == [1]
+    assert copy_paste(full, rectangle((40, 40), (5, 5, 33, 33)), random).class_ids.tolist() == [1]
+    assert copy_paste(full, rectangle((40, 40), (5, 5, 15, 15)), random).class_ids.tolist() == [1, 0]
+    nothing = LabeledImage(
+        image=np.zeros((32, 48, 3), np.uint8), boxes_xyxy=np.zeros((0, 4), np.float32), class_ids=np.zeros(0, np.int64)
+    )
+    assert copy_paste(nothing, nothing, random).boxes_xyxy.shape == (0, 4)
+    assert len(copy_paste(nothing, rectangle((32, 32), (2, 2, 9, 9)), random).boxes_xyxy) == 1

@@ -22,6 +22,7 @@ from boxwright.models.common.registry import families
 from boxwright.training import TrainConfig, TrainResult, train
 from boxwright.training.config import Augmentation
 from boxwright.training.engine import choose_device, lightning_precision
+from boxwright.training.lightning_module import TrainingModule
 from tolerances import RESUMED_WEIGHTS
 
 SIZE_HW = (64, 96)
@@ -270,11 +271,80 @@ def test_without_a_val_split_the_last_weights_are_the_best(shapes_dir: Path, tmp
     )
 
 
+# Each changes the weights that a run ends with, and none may be ignored.
+EXTRAS: dict[str, dict[str, Any]] = {
+    "mosaic9": {"augmentation": Augmentation(mosaic9=1.0, mosaic=0.0)},
+    "copy_paste": {"augmentation": Augmentation(copy_paste=1.0)},
+    "schedule": {"schedule": "one-cycle"},
+    "one_cycle_sgd": {"schedule": "one-cycle", "optimizer": "sgd"},
+    "freeze": {"freeze": ("backbone",)},
+    "layer_decay": {"layer_decay": 0.5},
+    "label_smoothing": {"label_smoothing": 0.2},
+    "box_loss": {"box_loss": "ciou"},
+    "multi_scale": {"multi_scale": 0.5},
+    "drop_block": {"drop_block": 0.2},
+    "cross_iteration_norm": {"cross_iteration_norm": 3},
+    "self_adversarial": {"self_adversarial": 1.0},
+}
+
+
+@pytest.fixture(scope="module")
+def short_run(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainResult:
+    out = tmp_path_factory.mktemp("runs") / "short"
+    return train(config(shapes_dir, out, epochs=2, val_split="none"), show_progress=False)
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_every_extra_changes_the_run_and_survives_a_resume(
+    short_run: TrainResult, shapes_dir: Path, tmp_path: Path, name: str
+) -> None:
+    """Two epochs in one go and in two processes' worth reach the same weights, which are not those without it."""
+    changes = {"epochs": 2, "val_split": "none", **EXTRAS[name]}
+    through = train(config(shapes_dir, tmp_path / "through", **changes), show_progress=False)
+    plain = torch.load(short_run.last, weights_only=True)["trainer"]["model"]
+    found = torch.load(through.last, weights_only=True)["trainer"]["model"]
+    assert found.keys() == plain.keys()
+    assert any(not torch.allclose(found[key].double(), plain[key].double(), atol=1e-6) for key in plain), name
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", _killed_in_second_epoch(TrainingModule.training_step))
+        with pytest.raises(_KilledError):
+            train(config(shapes_dir, tmp_path / "killed", **changes), show_progress=False)
+    resumed = train(config(shapes_dir, tmp_path / "killed", resume=True, **changes), show_progress=False)
+    assert_same_weights(through.last, resumed.last)
+    loaded = load_model(resumed.best).module
+    assert not [layer for layer in loaded.modules() if type(layer).__name__ in ("DropBlock", "CrossIterationNorm2d")]
+
+
+class _KilledError(Exception):
+    pass
+
+
+def _killed_in_second_epoch(plain: Any) -> Any:
+    def step(self: TrainingModule, batch: Any, batch_idx: int) -> torch.Tensor:
+        if self.epoch == 1 and batch_idx == 1:
+            raise _KilledError
+        result: torch.Tensor = plain(self, batch, batch_idx)
+        return result
+
+    return step
+
+
+def test_a_frozen_backbone_stays_what_it_was(straight_run: TrainResult, shapes_dir: Path, tmp_path: Path) -> None:
+    frozen = config(shapes_dir, tmp_path / "frozen", weights=straight_run.best, epochs=2, freeze=("backbone",))
+    before = load_model(straight_run.best).module.state_dict()
+    after = load_model(train(frozen, show_progress=False).last).module.state_dict()
+    changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"neck", "head"}
+
+
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"model": "yolox-q"}, "expected one of"),
     ({"size_hw": (60, 96)}, "multiples of 32"),
     ({"weights": Path("none.pth")}, "no such file"),
     ({"preprocess": "none"}, "expected one of yolox"),
+    ({"freeze": ("stem",)}, "got no parameter of yolox-pico"),
+    ({"anchors": "kmeans"}, "expected a family whose anchors depend on the data, got yolox-pico"),
+    ({"multi_scale": 0.1}, "that reaches another multiple of 32"),
     ({"data": Path("nowhere")}, "nowhere"),
     ({"train_split": "extra"}, "expected one of"),
     ({"device": "cuda:7"}, "a CUDA device that PyTorch sees"),
@@ -305,6 +375,16 @@ WRONG_VALUES: list[dict[str, Any]] = [
     {"workers": -1},
     {"warmup": 0.6, "final_phase": 0.6},
     {"weight_decay": -0.1},
+    {"schedule": "linear"},
+    {"layer_decay": 0.0},
+    {"label_smoothing": 1.0},
+    {"box_loss": "l1"},
+    {"multi_scale": 1.0},
+    {"drop_block": 1.0},
+    {"cross_iteration_norm": 0},
+    {"self_adversarial": 1.1},
+    {"anchors": "mine"},
+    {"freeze": ("",)},
 ]
 
 
@@ -314,7 +394,9 @@ def test_wrong_values_are_refused_at_once(changes: dict[str, Any]) -> None:
         config(Path("data"), Path("out"), **changes)
 
 
-@pytest.mark.parametrize("changes", [{"mosaic": 1.5}, {"scale_range": (2.0, 1.0)}, {"degrees": 200.0}])
+@pytest.mark.parametrize(
+    "changes", [{"mosaic": 1.5}, {"mosaic": 0.7, "mosaic9": 0.5}, {"scale_range": (2.0, 1.0)}, {"degrees": 200.0}]
+)
 def test_wrong_augmentations_are_refused_at_once(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         Augmentation(**changes)

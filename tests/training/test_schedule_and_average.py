@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from boxwright.training.ema import MovingAverage
-from boxwright.training.schedule import LearningRateSchedule, RunClock
+from boxwright.training.schedule import CosineSchedule, OneCycleSchedule, RunClock
 
-SCHEDULE = LearningRateSchedule(peak=0.1, warmup=0.1, final_phase=0.2, final_ratio=0.05)
+SCHEDULE = CosineSchedule(peak=0.1, warmup=0.1, final_phase=0.2, final_ratio=0.05)
 POINTS = [
     (0.0, 0.1 * 1e-4),
     (0.05, 0.1 * 0.25),
@@ -27,12 +27,42 @@ def test_learning_rate(progress: float, expected: float) -> None:
 
 
 def test_learning_rate_without_warmup_or_end() -> None:
-    plain = LearningRateSchedule(peak=1.0, warmup=0.0, final_phase=0.0, final_ratio=0.0)
+    plain = CosineSchedule(peak=1.0, warmup=0.0, final_phase=0.0, final_ratio=0.0)
     assert plain.at(0.0) == 1.0
     assert plain.at(0.25) == pytest.approx(0.5 * (1 + math.cos(math.pi / 4)))
     assert plain.at(1.0) == 0.0
-    flat = LearningRateSchedule(peak=1.0, warmup=0.5, final_phase=0.5, final_ratio=0.1)
+    flat = CosineSchedule(peak=1.0, warmup=0.5, final_phase=0.5, final_ratio=0.1)
     assert flat.at(0.5) == pytest.approx(0.1)
+
+
+ONE_CYCLE = OneCycleSchedule(peak=0.5, warmup=0.3, final_ratio=1e-4)
+
+
+def test_one_cycle_by_hand() -> None:
+    points = {0.0: 0.02, 0.15: 0.26, 0.3: 0.5, 0.65: 0.250025, 1.0: 5e-5}
+    for progress, expected in points.items():
+        assert ONE_CYCLE.at(progress) == pytest.approx(expected), progress
+    momenta = {0.0: 0.95, 0.15: 0.9, 0.3: 0.85, 0.65: 0.9, 1.0: 0.95}
+    for progress, expected in momenta.items():
+        assert ONE_CYCLE.momentum_at(progress) == pytest.approx(expected), progress
+    assert SCHEDULE.momentum_at(0.5) is None
+
+
+def test_one_cycle_is_pytorchs() -> None:
+    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0, momentum=0.9)
+    steps = 101
+    theirs = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, max_lr=0.5, total_steps=steps, pct_start=0.3, div_factor=25, final_div_factor=1e4 / 25
+    )
+    # Theirs counts whole steps, the last of the rise being one before the part of the run that it is given.
+    ours = OneCycleSchedule(peak=0.5, warmup=(0.3 * steps - 1) / (steps - 1), final_ratio=1e-4)
+    for step in range(steps):
+        group = optimizer.param_groups[0]
+        assert ours.at(step / (steps - 1)) == pytest.approx(group["lr"], rel=1e-6), step
+        assert ours.momentum_at(step / (steps - 1)) == pytest.approx(group["momentum"], rel=1e-6), step
+        optimizer.step()
+        if step < steps - 1:
+            theirs.step()
 
 
 class Clock:

@@ -22,7 +22,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "train": (
         "train a detector",
-        ("faster_coco_eval", "lightning", "scipy", "tensorboard", "timm", "torch", "torchvision", "yaml"),
+        ("faster_coco_eval", "lightning", "optuna", "scipy", "tensorboard", "timm", "torch", "torchvision", "yaml"),
     ),
     "int8": ("quantize to INT8", ("nncf", "onnx", "onnx_ir", "onnxruntime", "yaml")),
     "bench": (

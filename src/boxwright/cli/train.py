@@ -4,76 +4,129 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from boxwright.cli._options import DataOption, ImageSizeOption, JsonOption, parse_image_size
+from boxwright.cli import _train_options as options
+from boxwright.cli._options import DataOption, ImageSizeOption, JsonOption
 from boxwright.cli._output import print_json, stdout_console
 from boxwright.core.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from boxwright.training import TrainResult
+    from boxwright.training.evolution import EvolutionResult
+    from boxwright.training.pretrain import PretrainResult
+
+# What means something to a pre-training; the rest speaks of boxes.
+_PRETRAINING_OPTIONS = frozenset(
+    "as_json batch cutmix data device epochs imgsz label_smoothing lr model optimizer out preprocess schedule "
+    "seed".split()
+)
 
 
 def train(
+    context: typer.Context,
     data: DataOption,
-    model: Annotated[str, typer.Option("--model", help="Variant, e.g. yolox-nano; see 'boxwright models'.")],
-    epochs: Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")] = 100,
-    weights: Annotated[Path | None, typer.Option("--weights", help="Checkpoint to start from.")] = None,
-    preprocess: Annotated[str | None, typer.Option("--preprocess", help="Preprocessing, by name.")] = None,
+    model: options.ModelOption,
+    config: options.ConfigOption = None,
+    epochs: options.EpochsOption = 100,
+    weights: options.WeightsOption = None,
+    preprocess: options.PreprocessNameOption = None,
     imgsz: ImageSizeOption = None,
-    batch: Annotated[int, typer.Option("--batch", min=1, help="Images a step.")] = 16,
-    out: Annotated[Path, typer.Option("--out", help="Folder for checkpoints and logs.")] = Path("runs/train"),
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
-    max_minutes: Annotated[float | None, typer.Option("--max-minutes", help="Shorten the run to about this.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Highest learning rate.")] = None,
-    optimizer: Annotated[Literal["adamw", "sgd"], typer.Option("--optimizer", help="How weights are moved.")] = "adamw",
-    mosaic: Annotated[float, typer.Option("--mosaic", min=0.0, max=1.0, help="Probability of a mosaic of 4.")] = 0.5,
-    mixup: Annotated[float, typer.Option("--mixup", min=0.0, max=1.0, help="Probability of a blended image.")] = 0.1,
-    val_every: Annotated[int, typer.Option("--val-every", min=0, help="Epochs between mAPs; 0: at the end.")] = 1,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of everything random.")] = 0,
-    workers: Annotated[int | None, typer.Option("--workers", min=0, help="Processes that load images.")] = None,
-    device: Annotated[str, typer.Option("--device", help="Where to train: auto, cpu, cuda, cuda:1.")] = "auto",
-    precision: Annotated[
-        Literal["auto", "fp32", "fp16", "bf16"], typer.Option("--precision", help="auto: mixed on a GPU.")
-    ] = "auto",
+    batch: options.BatchSizeOption = 16,
+    out: options.OutOption = Path("runs/train"),
+    resume: options.ResumeOption = False,
+    max_minutes: options.MaxMinutesOption = None,
+    lr: options.LearningRateOption = None,
+    optimizer: options.OptimizerOption = "adamw",
+    mosaic: options.MosaicOption = None,
+    mixup: options.MixupOption = None,
+    val_every: options.ValEveryOption = 1,
+    seed: options.SeedOption = 0,
+    workers: options.LoadersOption = None,
+    device: options.TrainDeviceOption = "auto",
+    precision: options.TrainPrecisionOption = "auto",
+    schedule: options.ScheduleOption = "cosine",
+    mosaic9: options.Mosaic9Option = 0.0,
+    copy_paste: options.CopyPasteOption = 0.0,
+    ssd_crop: options.SsdCropOption = None,
+    multi_scale: options.MultiScaleOption = 0.0,
+    self_adversarial: options.SelfAdversarialOption = 0.0,
+    label_smoothing: options.LabelSmoothingOption = 0.0,
+    box_loss: options.BoxLossOption = None,
+    drop_block: options.DropBlockOption = 0.0,
+    cross_iteration_norm: options.CrossIterationNormOption = 1,
+    freeze: options.FreezeOption = None,
+    layer_decay: options.LayerDecayOption = 1.0,
+    anchors: options.AnchorsOption = "family",
+    evolve: options.EvolveOption = None,
+    fitness: options.FitnessOption = "0.1,0.1,0.8",
+    pretrain_classification: options.PretrainOption = False,
+    cutmix: options.CutmixOption = 0.5,
     as_json: JsonOption = False,
 ) -> None:
     """Train a detector on your own data, from scratch or from a checkpoint."""
+    given = options.given_options(context)
+    options.require_with(given, "evolve", ("fitness",))
+    options.require_with(given, "pretrain_classification", ("cutmix",))
     try:
-        from boxwright.training import Augmentation, TrainConfig
         from boxwright.training import train as run_training
+        from boxwright.training.settings import merge_settings, read_settings
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("boxwright"):
             raise
         raise MissingDependencyError(error.name, extra="train", needed_for="boxwright train") from error
 
-    config = TrainConfig(
-        data=data,
-        model=model,
-        out=out,
-        epochs=epochs,
-        weights=weights,
-        preprocess=preprocess,
-        size_hw=None if imgsz is None else parse_image_size(imgsz),
-        batch=batch,
-        learning_rate=lr,
-        optimizer=optimizer,
-        augmentation=Augmentation(mosaic=mosaic, mixup=mixup),
-        seed=seed,
-        workers=workers,
-        device=device,
-        precision=precision,
-        max_minutes=max_minutes,
-        val_every=val_every,
-        resume=resume,
-    )
-    result = run_training(config)
+    # Attributes without a default of their own, which the flags have.
+    always = {"data": data, "model": model} | ({} if config is not None else {"out": out})
+    settings = options.to_settings(context.params, given) | always
+    from_file = {} if config is None else {"out": out} | read_settings(config)
+    run = merge_settings(from_file, settings)
+    if pretrain_classification:
+        options.refuse_with(given, "pretrain_classification", _PRETRAINING_OPTIONS)
+        _pretrain(run, cutmix, as_json)
+        return
+    if evolve is not None:
+        options.refuse_with(given, "evolve", frozenset(context.params) - {"val_every"})
+        _evolve(run, evolve, fitness, as_json)
+        return
+    result = run_training(run)
     if as_json:
         print_json(_to_jsonable(result))
     else:
         _print_result(result)
+
+
+def _pretrain(run: Any, cutmix: float, as_json: bool) -> None:
+    from boxwright.training.pretrain import pretrain_classification
+
+    result: PretrainResult = pretrain_classification(run, cutmix_probability=cutmix)
+    if as_json:
+        print_json(dataclasses.asdict(result))
+        return
+    accuracy = "" if result.accuracy is None else f" (top-1 {result.accuracy:.4f})"
+    _print_lines(
+        f"backbone: {result.backbone}{accuracy}",
+        f"next: boxwright train --model {run.model} --weights {result.backbone} --data DATA",
+    )
+
+
+def _evolve(run: Any, num_trials: int, fitness: str, as_json: bool) -> None:
+    from boxwright.training.evolution import FitnessWeights, evolve
+
+    precision, recall, mean_ap = options.parse_fitness(fitness)
+    weights = FitnessWeights(precision=precision, recall=recall, map=mean_ap)
+    result: EvolutionResult = evolve(run, num_trials=num_trials, weights=weights, tell=_tell)
+    if as_json:
+        print_json(dataclasses.asdict(result))
+        return
+    _print_lines(
+        f"{result.num_trials} trials: fitness {result.fitness:.4f}, {result.first_fitness:.4f} with the given settings",
+        f"best: {result.best} (mAP {result.measures['map']:.4f}, mAP50 {result.measures['map50']:.4f})",
+        f"settings: {result.settings}",
+        f"next: boxwright train --config {result.settings} --model {run.model} --data {run.data} --out runs/evolved",
+    )
 
 
 def _to_jsonable(result: TrainResult) -> dict[str, Any]:
@@ -91,12 +144,20 @@ def _to_jsonable(result: TrainResult) -> dict[str, Any]:
 
 
 def _print_result(result: TrainResult) -> None:
-    console = stdout_console()
     measured = "" if result.best_map is None else f" (mAP {result.best_map:.4f}, mAP50 {result.best_map50 or 0:.4f})"
-    for line in (
+    _print_lines(
         f"{result.epochs_done} epochs in {result.seconds:.0f} s",
         f"best: {result.best}{measured}",
         f"last: {result.last}",
         f"next: boxwright export {result.best} --out model.onnx",
-    ):
+    )
+
+
+def _tell(line: str) -> None:
+    typer.echo(line, err=True)
+
+
+def _print_lines(*lines: str) -> None:
+    console = stdout_console()
+    for line in lines:
         console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import types
+from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from boxwright.core.errors import InputError, ManifestError
@@ -16,7 +17,7 @@ T = TypeVar("T")
 
 
 def to_jsonable(value: Any) -> Any:
-    """A dataclass, tuple, dict or scalar as JSON-compatible objects."""
+    """A dataclass, tuple, dict, path or scalar as JSON-compatible objects."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {field.name: to_jsonable(getattr(value, field.name)) for field in dataclasses.fields(value)}
         kind = getattr(type(value), "kind", None)
@@ -25,7 +26,7 @@ def to_jsonable(value: Any) -> Any:
         return [to_jsonable(item) for item in value]
     if isinstance(value, dict):
         return {key: to_jsonable(item) for key, item in value.items()}
-    return value
+    return str(value) if isinstance(value, Path) else value
 
 
 def from_jsonable(cls: type[T], data: Any, path: str = "manifest") -> T:
@@ -34,10 +35,33 @@ def from_jsonable(cls: type[T], data: Any, path: str = "manifest") -> T:
     Raises:
         ManifestError: where a key is unknown or missing, or a value has the wrong type or is refused by the class.
     """
+    values = decode_fields(cls, data, path)
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    missing = [
+        field.name
+        for field in fields
+        if field.name not in values
+        and field.default is dataclasses.MISSING
+        and field.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise ManifestError(path, expected="the key " + ", ".join(missing), got="none", fix="export the model again")
+    try:
+        return cls(**values)
+    except InputError as error:
+        raise ManifestError(f"{path}: {error.what}", expected=error.expected, got=error.got, fix=error.fix) from error
+
+
+def decode_fields(cls: type[Any], data: Any, path: str) -> dict[str, Any]:
+    """The values of those fields of a dataclass type that the data has, not yet put together.
+
+    Raises:
+        ManifestError: where a key is unknown or a value has the wrong type.
+    """
     if not isinstance(data, dict):
         raise _error(path, f"an object ({cls.__name__})", data)
     hints = get_type_hints(cls)
-    fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {field.name: field for field in dataclasses.fields(cls)}
     keys = set(data) - ({"kind"} if getattr(cls, "kind", None) is not None else set())
     unknown = sorted(keys - set(fields))
     if unknown:
@@ -47,18 +71,7 @@ def from_jsonable(cls: type[T], data: Any, path: str = "manifest") -> T:
             got="the unknown key " + ", ".join(repr(key) for key in unknown),
             fix="update boxwright, or remove the key",
         )
-    values = {name: _decode(hints[name], data[name], f"{path}.{name}") for name in fields if name in data}
-    missing = [
-        name
-        for name, field in fields.items()
-        if name not in data and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise ManifestError(path, expected="the key " + ", ".join(missing), got="none", fix="export the model again")
-    try:
-        return cls(**values)
-    except InputError as error:
-        raise ManifestError(f"{path}: {error.what}", expected=error.expected, got=error.got, fix=error.fix) from error
+    return {name: _decode(hints[name], data[name], f"{path}.{name}") for name in fields if name in data}
 
 
 def _decode(hint: Any, value: Any, path: str) -> Any:
@@ -88,6 +101,8 @@ def _decode_scalar(hint: Any, value: Any, path: str) -> Any:
         return value
     if hint in (str, bool) and isinstance(value, hint):
         return value
+    if hint is Path and isinstance(value, str):
+        return Path(value)
     if hint is type(None) and value is None:
         return None
     raise _error(path, getattr(hint, "__name__", str(hint)), value)

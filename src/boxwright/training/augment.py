@@ -87,6 +87,48 @@ def mosaic(
     return with_visible_boxes(canvas, np.concatenate(boxes), np.concatenate(class_ids))
 
 
+def mosaic_of_nine(
+    nine: Sequence[LabeledImage], size_hw: tuple[int, int], pad_color: Color, random: np.random.Generator
+) -> LabeledImage:
+    """Nine images, eight around one, of which a window of twice the size is taken at a random place.
+
+    Every image is cut off where the row or column of the one in the middle ends, so none covers another.
+
+    Source: an extension of YOLOv4's mosaic (Bochkovskiy et al., 2020, sec. 3.3) to three rows and columns.
+    """
+    height, width = size_hw
+    canvas = _canvas((3 * height, 3 * width), pad_color)
+    middle_h, middle_w = nine[0].size_hw
+    row_ends = _thirds(3 * height, middle_h)
+    column_ends = _thirds(3 * width, middle_w)
+    boxes, class_ids = [], []
+    places = [(1, 1), (0, 0), (0, 1), (0, 2), (1, 0), (1, 2), (2, 0), (2, 1), (2, 2)]
+    for part, (row, column) in zip(nine, places, strict=True):
+        y1, y2 = row_ends[row], row_ends[row + 1]
+        x1, x2 = column_ends[column], column_ends[column + 1]
+        part_h, part_w = part.size_hw
+        # Against the middle: what lies above ends where the middle begins, what lies left likewise.
+        top = y2 - part_h if row == 0 else y1
+        left = x2 - part_w if column == 0 else x1
+        upper, lower = max(top, y1), min(top + part_h, y2)
+        first, last = max(left, x1), min(left + part_w, x2)
+        seen = part.image[upper - top : lower - top, first - left : last - left]
+        canvas[upper:lower, first:last] = seen
+        offset = np.array([first - left, upper - top] * 2, dtype=np.float32)
+        cut = with_visible_boxes(seen, part.boxes_xyxy - offset, part.class_ids)
+        boxes.append(cut.boxes_xyxy + np.array([first, upper] * 2, dtype=np.float32))
+        class_ids.append(cut.class_ids)
+    y, x = int(random.integers(height + 1)), int(random.integers(width + 1))
+    window = canvas[y : y + 2 * height, x : x + 2 * width]
+    shifted = np.concatenate(boxes) - np.array([x, y, x, y], dtype=np.float32)
+    return with_visible_boxes(window, shifted, np.concatenate(class_ids))
+
+
+def _thirds(total: int, middle: int) -> tuple[int, int, int, int]:
+    start = (total - middle) // 2
+    return 0, start, start + middle, total
+
+
 def random_affine(
     labeled: LabeledImage,
     size_hw: tuple[int, int],

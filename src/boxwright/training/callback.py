@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning.pytorch as lightning
 
-from boxwright.bench.accuracy import AccuracyResult, evaluate
+from boxwright.bench.accuracy import AccuracyResult, predict_all, score
 from boxwright.core.errors import AnswerIsNoError
 from boxwright.core.manifest import Manifest
 from boxwright.data import Dataset
@@ -16,6 +16,7 @@ from boxwright.runtimes.detector import Detector
 from boxwright.runtimes.torch import TorchBackend
 from boxwright.training.config import TrainConfig
 from boxwright.training.lightning_module import TrainingModule
+from boxwright.training.operating_point import OperatingPoint, best_operating_point
 from boxwright.training.reporting import MetricsLog, TrainingDisplay
 from boxwright.training.state import EpochRecord, RunState, SavedRun, restore_optimizer, write_checkpoints
 
@@ -39,6 +40,7 @@ class RunKeeper(lightning.Callback):
     Attributes:
         history: a record an epoch.
         accuracy: the last measurement.
+        operating_point: of the last measurement.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class RunKeeper(lightning.Callback):
         self.saved = saved
         self.history: list[EpochRecord] = [] if saved is None else list(saved.state.history)
         self.accuracy: AccuracyResult | None = None
+        self.operating_point: OperatingPoint | None = None
         self._num_unreadable_told = 0
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -127,7 +130,9 @@ class RunKeeper(lightning.Callback):
         backend = TorchBackend.from_module(training.kept_module, self.manifest, device=device)
         was_training = training.detector.training
         detector = Detector.from_backend(backend, self.manifest, conf=VAL_SCORE_THRESHOLD, iou=VAL_IOU_THRESHOLD)
-        self.accuracy = evaluate(detector, self.val, on_progress=self.display.measuring)
+        predictions = predict_all(detector, self.val, on_progress=self.display.measuring)
+        self.accuracy = score(predictions, self.val)
+        self.operating_point = best_operating_point(predictions)
         training.detector.train(was_training)  # without an average it is the detector itself that was measured
         training.clock.measurement_took(time.monotonic() - started)
         return self.accuracy

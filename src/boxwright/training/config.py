@@ -4,23 +4,42 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from boxwright.core.errors import InputError
+from boxwright.models.common.boxes import OverlapKind
+from boxwright.models.common.loss_options import LossOptions
 
 OptimizerName = Literal["adamw", "sgd"]
+ScheduleName = Literal["cosine", "one-cycle"]
+AnchorSource = Literal["family", "kmeans", "auto"]
+# One-cycle: a third of the run up, and down to nothing. Source: Smith and Topin, Super-Convergence, 2018, sec. 3.
+USUAL_WARMUP: dict[str, float] = {"cosine": 0.05, "one-cycle": 0.3}
+USUAL_FINAL_LR_RATIO: dict[str, float] = {"cosine": 0.05, "one-cycle": 1e-4}
 PrecisionName = Literal["auto", "fp32", "fp16", "bf16"]
+# What a family that suggests nothing is trained with.
+USUAL_PROBABILITIES: dict[str, float] = {"mosaic": 0.5, "mixup": 0.1, "ssd_crop": 0.0}
+_PROBABILITIES = (
+    *USUAL_PROBABILITIES,
+    *("mosaic9", "copy_paste", "flip", "translate", "hue", "saturation", "brightness"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
     """How training images are varied, on top of which the model's own preprocessing follows.
 
+    Where a probability is None, the detector's family says what is usual for it (see `resolved`).
+
     Attributes:
         mosaic: probability that an image becomes one of four in a mosaic.
+        mosaic9: probability that it becomes one of nine instead.
         mixup: probability that another image is blended in.
+        copy_paste: probability that boxes of another image are pasted in.
+        ssd_crop: probability that it is enlarged or cropped as SSD does, instead of the mosaics and the scaling.
         flip: probability of a horizontal mirror image.
         scale_range: factors of size.
         translate: largest shift, as a part of the side.
@@ -30,8 +49,11 @@ class Augmentation:
         brightness: likewise.
     """
 
-    mosaic: float = 0.5
-    mixup: float = 0.1
+    mosaic: float | None = None
+    mosaic9: float = 0.0
+    mixup: float | None = None
+    copy_paste: float = 0.0
+    ssd_crop: float | None = None
     flip: float = 0.5
     scale_range: tuple[float, float] = (0.6, 1.4)
     translate: float = 0.1
@@ -41,11 +63,31 @@ class Augmentation:
     brightness: float = 0.4
 
     def __post_init__(self) -> None:
-        for name in ("mosaic", "mixup", "flip", "translate", "hue", "saturation", "brightness"):
-            _require(0 <= getattr(self, name) <= 1, f"augmentation.{name}", "a number in [0, 1]", getattr(self, name))
+        for name in _PROBABILITIES:
+            value = getattr(self, name)
+            in_range = value is None or 0 <= value <= 1
+            _require(in_range, f"augmentation.{name}", "a number in [0, 1]", value)
+        both = (self.mosaic or 0.0) + self.mosaic9
+        _require(both <= 1, "--mosaic and --mosaic9", "probabilities of at most 1 in sum", both)
         low, high = self.scale_range
         _require(0 < low <= high, "augmentation.scale_range", "two ascending positive numbers", self.scale_range)
         _require(0 <= self.degrees <= 180, "augmentation.degrees", "a number in [0, 180]", self.degrees)
+
+    def resolved(self, suggested: Mapping[str, float] | None = None) -> Augmentation:
+        """The same with a number where None stood: what the family suggests, else what is usual.
+
+        Args:
+            suggested: by the names of the attributes.
+        """
+        usual = {**USUAL_PROBABILITIES, **(suggested or {})}
+        usual["mosaic"] = min(usual["mosaic"], 1 - self.mosaic9)
+        missing: dict[str, Any] = {name: value for name, value in usual.items() if getattr(self, name) is None}
+        result = dataclasses.replace(self, **missing)
+        asked = (self.mosaic or 0) + self.mosaic9
+        _require(
+            result.ssd_crop != 1 or asked == 0, "--mosaic", "an --ssd-crop below 1 beside it, which leaves it room", 1.0
+        )
+        return result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +106,19 @@ class TrainConfig:
         learning_rate: at its peak; by the optimizer, the batch and `weights` where None.
         optimizer: "adamw" or "sgd" (Nesterov, momentum 0.9).
         weight_decay: of all weights but biases and normalisation.
-        warmup: part of the run in which the learning rate rises.
-        final_phase: part of the run, at its end, without mosaic and mixup, at the lowest learning rate.
-        final_lr_ratio: lowest learning rate as a part of the peak.
+        schedule: "cosine" or "one-cycle" of the learning rate.
+        warmup: part of the run in which the learning rate rises; by the schedule where None.
+        final_phase: part of the run, at its end, without the strong augmentations; the cosine is flat there.
+        final_lr_ratio: lowest learning rate as a part of the peak; by the schedule where None.
+        freeze: "backbone", or beginnings of the names of parameters, that do not learn.
+        layer_decay: factor of the learning rate from each layer of the backbone to the one below it.
+        label_smoothing: epsilon of the class targets.
+        box_loss: overlap whose loss replaces the family's own loss of boxes.
+        anchors: "kmeans" fits the anchors to the training boxes, "auto" refines them by random mutations.
+        multi_scale: largest change of the input's size from batch to batch, as a part of it.
+        drop_block: part of the backbone's last features that DropBlock takes out at the end of the run.
+        cross_iteration_norm: batches that batch normalisation looks back over; 1 for its own alone.
+        self_adversarial: probability that the network first alters a batch against itself.
         ema: whether an exponential moving average of the weights is what is kept.
         clip_norm: largest norm of the gradient; 0 for no limit.
         augmentation: of the training images.
@@ -92,9 +144,19 @@ class TrainConfig:
     learning_rate: float | None = None
     optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.0005
-    warmup: float = 0.05
+    schedule: ScheduleName = "cosine"
+    warmup: float | None = None
     final_phase: float = 0.15
-    final_lr_ratio: float = 0.05
+    final_lr_ratio: float | None = None
+    freeze: tuple[str, ...] = ()
+    layer_decay: float = 1.0
+    label_smoothing: float = 0.0
+    box_loss: OverlapKind | None = None
+    anchors: AnchorSource = "family"
+    multi_scale: float = 0.0
+    drop_block: float = 0.0
+    cross_iteration_norm: int = 1
+    self_adversarial: float = 0.0
     ema: bool = True
     clip_norm: float = 10.0
     augmentation: Augmentation = field(default_factory=Augmentation)
@@ -119,9 +181,36 @@ class TrainConfig:
         _require(self.val_every >= 0, "--val-every", "0 or more", self.val_every)
         for name in ("weight_decay", "clip_norm"):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
-        for name in ("warmup", "final_phase", "final_lr_ratio"):
+        _require(self.schedule in get_args(ScheduleName), "--schedule", "cosine or one-cycle", self.schedule)
+        for name in ("final_phase", "rise", "lowest_lr_ratio"):
             _require(0 <= getattr(self, name) <= 1, name, "a number in [0, 1]", getattr(self, name))
-        _require(self.warmup + self.final_phase <= 1, "warmup and final_phase", "at most 1 in sum", self.final_phase)
+        _require(self.rise + self.final_phase <= 1, "warmup and final_phase", "at most 1 in sum", self.final_phase)
+        self._check_extras()
+
+    def _check_extras(self) -> None:
+        _require(self.anchors in get_args(AnchorSource), "--anchors", "family, kmeans or auto", self.anchors)
+        _require(all(self.freeze), "--freeze", "names that are not empty", self.freeze)
+        _require(0 < self.layer_decay <= 1, "--layer-decay", "a number in (0, 1]", self.layer_decay)
+        _require(0 <= self.multi_scale < 1, "--multi-scale", "a number in [0, 1)", self.multi_scale)
+        _require(0 <= self.drop_block < 1, "--drop-block", "a number in [0, 1)", self.drop_block)
+        _require(0 <= self.self_adversarial <= 1, "--self-adversarial", "a number in [0, 1]", self.self_adversarial)
+        _require(self.cross_iteration_norm >= 1, "--cross-iteration-norm", "at least 1", self.cross_iteration_norm)
+        _ = self.loss_options  # checks itself
+
+    @property
+    def loss_options(self) -> LossOptions:
+        """What is asked of the family's loss."""
+        return LossOptions(label_smoothing=self.label_smoothing, box_loss=self.box_loss)
+
+    @property
+    def rise(self) -> float:
+        """`warmup`, or what is usual with the schedule."""
+        return USUAL_WARMUP[self.schedule] if self.warmup is None else self.warmup
+
+    @property
+    def lowest_lr_ratio(self) -> float:
+        """`final_lr_ratio`, or what is usual with the schedule."""
+        return USUAL_FINAL_LR_RATIO[self.schedule] if self.final_lr_ratio is None else self.final_lr_ratio
 
     @property
     def peak_learning_rate(self) -> float:

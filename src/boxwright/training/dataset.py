@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -26,10 +27,13 @@ from boxwright.training.augment import (
     jitter_color,
     mixup,
     mosaic,
+    mosaic_of_nine,
     place,
     random_affine,
 )
 from boxwright.training.config import Augmentation
+from boxwright.training.copy_paste import copy_paste
+from boxwright.training.ssd_crop import ssd_augment
 
 # Images of small data sets stay in memory once they are read and resized; of large ones as many as fit here.
 CACHE_BYTES = 1_000_000_000
@@ -98,7 +102,7 @@ class TrainDataset(TorchDataset[TrainSample]):
         self.dataset = dataset
         self.preprocess = preprocess
         self.size_hw = size_hw
-        self.augmentation = augmentation
+        self.augmentation = augmentation.resolved()
         self.seed = seed
         self.pad_color = _pad_color(preprocess)
         self._cache: dict[int, LabeledImage] = {}
@@ -111,34 +115,48 @@ class TrainDataset(TorchDataset[TrainSample]):
     def __getitem__(self, key: SampleKey) -> TrainSample:
         random = np.random.default_rng([self.seed, key.epoch, key.image_index])
         known = set(self._unreadable)
-        labeled = self._strong(key.image_index, random) if key.strong else self._weak(key.image_index)
-        labeled = LabeledImage(
-            image=jitter_color(labeled.image, self.augmentation, random),
-            boxes_xyxy=labeled.boxes_xyxy,
-            class_ids=labeled.class_ids,
-        )
+        # Nothing is drawn for what is off, so that runs without it see the images that they always saw.
+        ssd_crop = _number(self.augmentation.ssd_crop) if key.strong else 0.0
+        as_ssd = ssd_crop > 0 and random.random() < ssd_crop
+        if key.strong:
+            labeled = self._strong(key.image_index, random, as_ssd=as_ssd)
+        else:
+            labeled = self._resized(key.image_index)
+        if not as_ssd:  # which has changed the colours in its own way
+            image = jitter_color(labeled.image, self.augmentation, random)
+            labeled = dataclasses.replace(labeled, image=image)
         if random.random() < self.augmentation.flip:
             labeled = flip_horizontally(labeled)
         new = tuple(reason for index, reason in self._unreadable.items() if index not in known)
         return TrainSample(labeled=labeled, unreadable=new)
 
-    def _weak(self, index: int) -> LabeledImage:
-        return self._resized(index)
-
-    def _strong(self, index: int, random: np.random.Generator) -> LabeledImage:
-        labeled = self._composed(index, random)
-        if random.random() < self.augmentation.mixup:
+    def _strong(self, index: int, random: np.random.Generator, *, as_ssd: bool) -> LabeledImage:
+        labeled = self._ssd_cropped(index, random) if as_ssd else self._composed(index, random)
+        if random.random() < _number(self.augmentation.mixup):
             labeled = mixup(labeled, self._composed(int(random.integers(len(self))), random, alone=True))
+        if self.augmentation.copy_paste > 0 and random.random() < self.augmentation.copy_paste:
+            labeled = copy_paste(labeled, self._resized(int(random.integers(len(self)))), random)
         return labeled
 
     def _composed(self, index: int, random: np.random.Generator, *, alone: bool = False) -> LabeledImage:
-        """One image or a mosaic, scaled and shifted onto the canvas."""
-        if not alone and random.random() < self.augmentation.mosaic:
-            indices = [index, *random.integers(len(self), size=3).tolist()]
-            base = mosaic([self._resized(entry) for entry in indices], self.size_hw, self.pad_color, random)
+        """One image or a mosaic of four or nine, scaled and shifted onto the canvas."""
+        draw = 1.0 if alone else random.random()
+        if draw < _number(self.augmentation.mosaic):
+            base = mosaic(self._with_others(index, 3, random), self.size_hw, self.pad_color, random)
+        elif draw < _number(self.augmentation.mosaic) + self.augmentation.mosaic9:
+            base = mosaic_of_nine(self._with_others(index, 8, random), self.size_hw, self.pad_color, random)
         else:
             base = place(self._resized(index), self.size_hw, self.pad_color)
         return random_affine(base, self.size_hw, self.augmentation, self.pad_color, random)
+
+    def _ssd_cropped(self, index: int, random: np.random.Generator) -> LabeledImage:
+        """One image, enlarged or cropped as SSD does, on the canvas."""
+        varied = ssd_augment(self._resized(index), self.pad_color, random)
+        return place(resize_as_preprocessed(varied, self.preprocess, self.size_hw), self.size_hw, self.pad_color)
+
+    def _with_others(self, index: int, count: int, random: np.random.Generator) -> list[LabeledImage]:
+        others = random.integers(len(self), size=count).tolist()
+        return [self._resized(entry) for entry in [index, *others]]
 
     def _resized(self, index: int) -> LabeledImage:
         """The image as large as the preprocessing would make it, or the next one that can be read."""
@@ -174,6 +192,11 @@ class TrainDataset(TorchDataset[TrainSample]):
             self._cache_room -= labeled.image.nbytes
             self._cache[index] = labeled
         return labeled
+
+
+def _number(probability: float | None) -> float:
+    assert probability is not None  # `Augmentation.resolved` has seen to it
+    return probability
 
 
 def resize_as_preprocessed(labeled: LabeledImage, preprocess: Preprocess, size_hw: tuple[int, int]) -> LabeledImage:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from boxwright.models import DetectionModel
+from boxwright.training.backbone import parameter_groups
 from boxwright.training.config import TrainConfig
 from boxwright.training.dataset import TrainBatch
 from boxwright.training.ema import MovingAverage
-from boxwright.training.schedule import LearningRateSchedule, RunClock
+from boxwright.training.schedule import CosineSchedule, OneCycleSchedule, RunClock, Schedule
+from boxwright.training.step_options import StepOptions
 
 SGD_MOMENTUM = 0.9
 # Lightning skips the rest of an epoch where the hook before a batch returns this.
@@ -27,6 +29,7 @@ class TrainingModule(lightning.LightningModule):
         module: the detector.
         config: of the run.
         clock: of the run.
+        options: what is done beyond the plain step.
         steps_per_epoch: of the run.
         start_epoch: epochs that earlier processes did.
 
@@ -41,6 +44,7 @@ class TrainingModule(lightning.LightningModule):
         module: DetectionModel,
         config: TrainConfig,
         clock: RunClock,
+        options: StepOptions,
         *,
         steps_per_epoch: int,
         start_epoch: int = 0,
@@ -49,14 +53,11 @@ class TrainingModule(lightning.LightningModule):
         self.detector = module
         self.config = config
         self.clock = clock
+        self.options = options
         self.steps_per_epoch = steps_per_epoch
         self.start_epoch = start_epoch
-        self.schedule = LearningRateSchedule(
-            peak=config.peak_learning_rate,
-            warmup=config.warmup,
-            final_phase=config.final_phase,
-            final_ratio=config.final_lr_ratio,
-        )
+        self.schedule = make_schedule(config)
+        self._rate_factors: list[float] = []
         self.average: MovingAverage | None = None
         self.unreadable: dict[str, None] = {}
         self.is_final_phase = False
@@ -88,21 +89,21 @@ class TrainingModule(lightning.LightningModule):
         return self.clock.progress(self.steps_done + 0.5 * self.steps_per_epoch) < 1 - self.config.final_phase
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        groups = list(_parameter_groups(self.detector, self.config.weight_decay))
-        if self.config.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=self.schedule.peak, momentum=SGD_MOMENTUM, nesterov=True)
-        return torch.optim.AdamW(groups, lr=self.schedule.peak)
+        pairs = parameter_groups(
+            self.detector, weight_decay=self.config.weight_decay, layer_decay=self.config.layer_decay
+        )
+        self._rate_factors = [factor for factor, _ in pairs]
+        return make_optimizer(self.config, pairs)
 
     def on_fit_start(self) -> None:
         if self.average is not None:
             self.average.module.to(self.device)
 
     def on_train_epoch_start(self) -> None:
-        # Dropout and the like: seeded by the epoch, so that a resumed run draws the same.
-        torch.manual_seed(self.config.seed * 100_003 + self.epoch)
         if not self.is_final_phase and not self.wants_strong_augmentation():
             self.is_final_phase = True
             self.detector.enter_final_phase()
+        self.options.start_epoch(self.clock.progress(self.steps_done))
         self._loss_sums, self._num_summed = {}, 0
 
     def transfer_batch_to_device(self, batch: TrainBatch, device: torch.device, dataloader_idx: int) -> TrainBatch:
@@ -115,12 +116,16 @@ class TrainingModule(lightning.LightningModule):
         if progress >= 1 and self.steps_done > 0:  # out of time; a run of no step at all would leave nothing
             self.trainer.should_stop = True
             return _SKIP_EPOCH
-        for group in self._optimizer().param_groups:
-            group["lr"] = self.schedule.at(progress)
+        set_rates(self._optimizer(), self.schedule, self._rate_factors, progress)
+        self.options.start_step(progress)
+        # Dropout and the like: seeded by the step, so that a resumed run draws the same whatever was drawn before.
+        torch.manual_seed(self.config.seed * 100_003 + self.steps_done)
         return None
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         self.unreadable.update(dict.fromkeys(batch.unreadable))
+        if not self.is_final_phase:
+            batch = self.options.prepare_batch(batch, epoch=self.epoch, batch_index=batch_idx)
         parts = self.detector.training_loss(batch.images, batch.targets, batch.pixel_mask)
         for name, value in parts.items():
             detached = value.detach()
@@ -137,15 +142,48 @@ class TrainingModule(lightning.LightningModule):
         return {name: total.item() / self._num_summed for name, total in self._loss_sums.items()}
 
     def learning_rate(self) -> float:
-        """Of the last step."""
-        return float(self._optimizer().param_groups[0]["lr"])
+        """Of the last step, for the layers that learn at the full rate."""
+        return float(self._optimizer().param_groups[0]["lr"]) / self._rate_factors[0]
 
     def _optimizer(self) -> torch.optim.Optimizer:
         return self.trainer.optimizers[0]
 
 
-def _parameter_groups(module: nn.Module, weight_decay: float) -> Iterator[dict[str, Any]]:
-    """Weights that decay; biases and normalisation, which do not."""
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    yield {"params": [parameter for parameter in parameters if parameter.ndim > 1], "weight_decay": weight_decay}
-    yield {"params": [parameter for parameter in parameters if parameter.ndim <= 1], "weight_decay": 0.0}
+def make_schedule(config: TrainConfig) -> Schedule:
+    """The schedule that a run asks for."""
+    if config.schedule == "one-cycle":
+        return OneCycleSchedule(peak=config.peak_learning_rate, warmup=config.rise, final_ratio=config.lowest_lr_ratio)
+    return CosineSchedule(
+        peak=config.peak_learning_rate,
+        warmup=config.rise,
+        final_phase=config.final_phase,
+        final_ratio=config.lowest_lr_ratio,
+    )
+
+
+def make_optimizer(config: TrainConfig, pairs: Sequence[tuple[float, dict[str, Any]]]) -> torch.optim.Optimizer:
+    """The optimizer that a run asks for, of groups that come with the factors of their learning rates."""
+    groups = [group for _, group in pairs]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=config.peak_learning_rate, momentum=SGD_MOMENTUM, nesterov=True)
+    return torch.optim.AdamW(groups, lr=config.peak_learning_rate)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, schedule: Schedule, factors: Sequence[float], progress: float) -> None:
+    """Give every group its learning rate, and the momentum where the schedule has one.
+
+    Args:
+        optimizer: of the run.
+        schedule: likewise.
+        factors: of the learning rate, one a group.
+        progress: part in [0, 1] of the run that is done.
+    """
+    momentum = schedule.momentum_at(progress)
+    for group, factor in zip(optimizer.param_groups, factors, strict=True):
+        group["lr"] = schedule.at(progress) * factor
+        if momentum is None:
+            continue
+        if "betas" in group:  # the first of Adam's two decay rates does what SGD's momentum does
+            group["betas"] = (momentum, group["betas"][1])
+        else:
+            group["momentum"] = momentum

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,12 +35,16 @@ from boxwright.training.engine import (
     plain_interrupt,
     quiet_lightning,
 )
+from boxwright.training.fit_anchors import fit_anchors
 from boxwright.training.identity_batchnorm import has_identity_batchnorm, reestimate_batchnorm
 from boxwright.training.initial_weights import start_from_weights
 from boxwright.training.lightning_module import TrainingModule
+from boxwright.training.operating_point import OperatingPoint
 from boxwright.training.reporting import MetricsLog, TrainingDisplay
 from boxwright.training.schedule import RunClock
+from boxwright.training.settings import settings_to_json
 from boxwright.training.state import BEST, LAST, EpochRecord, SavedRun, read_saved_run
+from boxwright.training.step_options import StepOptions
 
 CONFIG_FILE = "train.json"
 REESTIMATION_IMAGES = 128
@@ -62,6 +65,7 @@ class TrainResult:
         seconds: likewise.
         history: a record an epoch.
         accuracy: last measurement of this process; None where there was none.
+        operating_point: likewise, precision and recall at the score with the best balance.
         unreadable: training images that were passed over, each with the reason.
     """
 
@@ -74,6 +78,7 @@ class TrainResult:
     seconds: float
     history: tuple[EpochRecord, ...]
     accuracy: AccuracyResult | None
+    operating_point: OperatingPoint | None
     unreadable: tuple[str, ...]
 
 
@@ -102,7 +107,7 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> TrainResult:
         plan = _plan(config, dataset, saved)
         if saved is not None and saved.state.is_finished:
             display.note(f"{saved.path}: this run is finished; nothing is left to do")
-            return _result(config, saved.state.history, None, (), saved.state.elapsed)
+            return _result(config, saved.state.history, None, None, (), saved.state.elapsed)
         return _Run(config, plan, dataset, val, display, device, saved).execute()
 
 
@@ -134,6 +139,8 @@ def _plan(config: TrainConfig, dataset: Dataset, saved: SavedRun | None) -> _Pla
         module.load_state_dict(saved.current)
     elif weights is not None:
         notes = start_from_weights(module, weights, dataset.class_names, str(config.weights))
+    if saved is None:  # a resumed run's anchors came with its weights
+        notes += fit_anchors(module, dataset, preprocess, config.anchors, config.seed)
     manifest = Manifest(
         family=module.family,
         variant=module.variant,
@@ -197,7 +204,7 @@ class _Run:
             dataset,
             preprocess=plan.manifest.preprocess,
             size_hw=plan.size_hw,
-            augmentation=config.augmentation,
+            augmentation=config.augmentation.resolved(plan.module.suggested_augmentation),
             seed=config.seed,
         )
         sampler = EpochSampler(
@@ -213,10 +220,12 @@ class _Run:
             None if config.max_minutes is None else config.max_minutes * 60,
             elapsed=0.0 if saved is None else saved.state.elapsed,
         )
+        self.options = StepOptions(plan.module, config, plan.manifest.preprocess, plan.size_hw)
         self.training = TrainingModule(
             plan.module,
             config,
             clock,
+            self.options,
             steps_per_epoch=len(sampler),
             start_epoch=0 if saved is None else saved.state.epochs_done,
         )
@@ -235,7 +244,7 @@ class _Run:
         if unreadable:
             self.display.note(f"{len(unreadable)} training images could not be read and were passed over")
         elapsed = self.training.clock.elapsed()
-        return _result(self.config, tuple(keeper.history), keeper.accuracy, unreadable, elapsed)
+        return _result(self.config, tuple(keeper.history), keeper.accuracy, keeper.operating_point, unreadable, elapsed)
 
     def _prepare_module(self) -> None:
         for note in self.plan.notes:
@@ -248,6 +257,8 @@ class _Run:
                 f"{self.config.weights} has identity BatchNorm; the statistics of {changed} layers were estimated on "
                 "training images, their function unchanged"
             )
+        for note in self.options.transform_model():
+            self.display.note(note)
         self.training.start_average()
         if self.saved is not None:
             if self.training.average is not None and self.saved.num_averaged is not None:
@@ -308,12 +319,7 @@ def _prepare_folder(config: TrainConfig) -> None:
         )
     check_writable(config.out / LAST)
     if not config.resume:
-        settings = {name: _jsonable(value) for name, value in dataclasses.asdict(config).items()}
-        write_text(config.out / CONFIG_FILE, json.dumps(settings, indent=2) + "\n")
-
-
-def _jsonable(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value
+        write_text(config.out / CONFIG_FILE, settings_to_json(config))
 
 
 def _load_val(config: TrainConfig, dataset: Dataset, display: TrainingDisplay) -> Dataset | None:
@@ -344,6 +350,7 @@ def _result(
     config: TrainConfig,
     history: tuple[EpochRecord, ...],
     accuracy: AccuracyResult | None,
+    operating_point: OperatingPoint | None,
     unreadable: tuple[str, ...],
     seconds: float,
 ) -> TrainResult:
@@ -359,5 +366,6 @@ def _result(
         seconds=seconds,
         history=history,
         accuracy=accuracy,
+        operating_point=operating_point,
         unreadable=unreadable,
     )

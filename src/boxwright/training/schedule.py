@@ -1,4 +1,4 @@
-"""Where a run stands, and the learning rate that belongs there."""
+"""Where a run stands, and the learning rate and momentum that belong there."""
 
 from __future__ import annotations
 
@@ -6,10 +6,25 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
+
+# One-cycle starts at this part of the peak. Source: Smith and Topin, Super-Convergence, 2018, sec. 3 and fig. 2.
+ONE_CYCLE_START_RATIO = 1 / 25
+ONE_CYCLE_MOMENTUM = (0.85, 0.95)
+
+
+class Schedule(Protocol):
+    """Learning rate and momentum over a run."""
+
+    def at(self, progress: float) -> float:
+        """The learning rate at a part in [0, 1] of the run."""
+
+    def momentum_at(self, progress: float) -> float | None:
+        """The momentum there; None where the optimizer keeps its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearningRateSchedule:
+class CosineSchedule:
     """A quadratic rise, half a cosine, and a flat end.
 
     Attributes:
@@ -35,6 +50,48 @@ class LearningRateSchedule:
         if span <= 0 or progress >= 1 - self.final_phase:
             return lowest
         return lowest + (self.peak - lowest) * 0.5 * (1 + math.cos(math.pi * (progress - self.warmup) / span))
+
+    def momentum_at(self, progress: float) -> float | None:
+        """None: the optimizer keeps its own."""
+        return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneCycleSchedule:
+    """One rise to a high peak and one fall far below the start, each half a cosine; the momentum goes the other way.
+
+    Attributes:
+        peak: highest learning rate.
+        warmup: part of the run in which it rises.
+        final_ratio: last learning rate as a part of the peak.
+
+    Source: Smith and Topin, Super-Convergence, 2018, sec. 3; Smith, A disciplined approach, 2018, sec. 4.3, for the
+    momentum.
+    """
+
+    peak: float
+    warmup: float
+    final_ratio: float
+
+    def at(self, progress: float) -> float:
+        """The learning rate at a part in [0, 1] of the run."""
+        if progress < self.warmup:
+            return _half_cosine(self.peak * ONE_CYCLE_START_RATIO, self.peak, progress / self.warmup)
+        return _half_cosine(self.peak, self.peak * self.final_ratio, self._fall(progress))
+
+    def momentum_at(self, progress: float) -> float | None:
+        """The momentum at a part in [0, 1] of the run, lowest where the learning rate is highest."""
+        low, high = ONE_CYCLE_MOMENTUM
+        if progress < self.warmup:
+            return _half_cosine(high, low, progress / self.warmup)
+        return _half_cosine(low, high, self._fall(progress))
+
+    def _fall(self, progress: float) -> float:
+        return 1.0 if self.warmup >= 1 else (progress - self.warmup) / (1 - self.warmup)
+
+
+def _half_cosine(start: float, end: float, part: float) -> float:
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * part))
 
 
 class RunClock:

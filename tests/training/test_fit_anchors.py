@@ -1,0 +1,76 @@
+"""Anchors from the training boxes, in pixels of the network's input."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from boxwright.core.errors import InputError
+from boxwright.data import Dataset, load_dataset
+from boxwright.models import build_model, load_model
+from boxwright.models.common.kmeans_anchors import kmeans_anchors, mean_best_overlap
+from boxwright.training import TrainConfig, train
+from boxwright.training.fit_anchors import fit_anchors, network_sizes_wh
+
+
+@pytest.fixture
+def shapes(shapes_dir: Path) -> Dataset:
+    return load_dataset(shapes_dir, "train")
+
+
+def test_sizes_are_those_on_the_networks_input(shapes: Dataset) -> None:
+    model = build_model("yolov5-pico", num_classes=4)
+    sizes = network_sizes_wh(shapes, model.default_preprocess((192, 128)))
+    # 96x128 images, letterboxed into 192x128: the width decides, nothing is enlarged.
+    expected = np.concatenate([sample.boxes_xyxy[:, 2:] - sample.boxes_xyxy[:, :2] for sample in shapes.samples])
+    np.testing.assert_allclose(sizes, expected, rtol=1e-5)
+    np.testing.assert_allclose(network_sizes_wh(shapes, model.default_preprocess((192, 256))), 2 * expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", ["yolov5-pico", "yolov4-pico"])
+@pytest.mark.parametrize("source", ["kmeans", "auto"])
+def test_anchors_go_into_the_decoding_and_the_state_dict(shapes: Dataset, variant: str, source: str) -> None:
+    model = build_model(variant, num_classes=4)
+    preprocess = model.default_preprocess((96, 128))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    (note,) = fit_anchors(model, shapes, preprocess, source, seed=0)  # type: ignore[arg-type]
+    assert "mean best IoU" in note
+    levels = model.decode_spec((96, 128)).levels  # type: ignore[union-attr]
+    used = np.array([anchor for level in levels for anchor in level.anchors_wh])  # type: ignore[union-attr]
+    sizes = network_sizes_wh(shapes, preprocess)
+    best = kmeans_anchors(sizes, model.num_anchor_sizes, 0)
+    if source == "kmeans":
+        np.testing.assert_allclose(sorted(used.prod(axis=1)), sorted(best.prod(axis=1)), rtol=1e-4)
+    plain = build_model(variant, num_classes=4).decode_spec((96, 128)).levels  # type: ignore[union-attr]
+    usual = np.array([anchor for level in plain for anchor in level.anchors_wh])  # type: ignore[union-attr]
+    assert mean_best_overlap(sizes, used) > mean_best_overlap(sizes, usual)
+    changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert len(changed) == 1 and "anchor" in changed[0]
+
+
+def test_families_without_such_anchors_refuse(shapes: Dataset) -> None:
+    model = build_model("yolox-pico", num_classes=4)
+    assert fit_anchors(model, shapes, model.default_preprocess((96, 128)), "family", seed=0) == ()
+    with pytest.raises(InputError, match="expected a family whose anchors depend on the data, got yolox-pico"):
+        fit_anchors(model, shapes, model.default_preprocess((96, 128)), "kmeans", seed=0)
+
+
+def test_a_run_keeps_its_anchors_through_checkpoint_and_resume(shapes_dir: Path, tmp_path: Path) -> None:
+    plain = TrainConfig(
+        data=shapes_dir,
+        model="yolov5-pico",
+        out=tmp_path / "run",
+        epochs=1,
+        size_hw=(96, 128),
+        batch=8,
+        workers=0,
+        device="cpu",
+        anchors="kmeans",
+        val_split="none",
+    )
+    loaded = load_model(train(plain, show_progress=False).best)
+    fitted = build_model("yolov5-pico", num_classes=4)
+    fit_anchors(fitted, load_dataset(shapes_dir, "train"), loaded.preprocess, "kmeans", seed=0)
+    assert loaded.module.decode_spec((96, 128)) == fitted.decode_spec((96, 128))
+    assert loaded.manifest().decode == fitted.decode_spec((96, 128))
