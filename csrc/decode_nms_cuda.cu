@@ -22,6 +22,18 @@ class CudaBlock {
         __syncthreads();
     }
 
+    // As each_thread, for a body of which other warps need nothing before its end; each_lane is its phases.
+    template <typename Body>
+    __device__ __forceinline__ void each_warp(Body body) {
+        body(threadIdx.x / kWarp);
+        __syncthreads();
+    }
+    template <typename Phase>
+    __device__ __forceinline__ void each_lane(uint32_t, Phase phase) {
+        phase(threadIdx.x);
+        __syncwarp();
+    }
+
     // The counter's value before it is increased by one. Threads of a warp that come together add together.
     __device__ __forceinline__ uint32_t next_place(uint32_t& counter) {
         const uint32_t active = __activemask();
@@ -40,11 +52,13 @@ class CudaBlock {
         atomicMax(reinterpret_cast<unsigned long long*>(&value), static_cast<unsigned long long>(other));
     }
 
-    __device__ __forceinline__ void set_bits(uint64_t& value, uint64_t bits) {
-        atomicOr(reinterpret_cast<unsigned long long*>(&value), static_cast<unsigned long long>(bits));
-    }
+    __device__ __forceinline__ void set_bits(uint32_t& value, uint32_t bits) { atomicOr(&value, bits); }
 
     __device__ __forceinline__ uint32_t num_bits(uint64_t bits) const { return static_cast<uint32_t>(__popcll(bits)); }
+
+    __device__ __forceinline__ uint32_t lowest_bit(uint64_t bits) const {
+        return static_cast<uint32_t>(__ffsll(static_cast<long long>(bits)) - 1);
+    }
 };
 
 template <typename Logit>
@@ -61,7 +75,7 @@ __global__ void __launch_bounds__(kScanThreads) scan_softmax_kernel(const Parame
     scan_softmax<Logit>(block, parameters, shared);
 }
 
-__global__ void __launch_bounds__(kRankThreads) rank_and_keep_kernel(const Parameters parameters) {
+__global__ void __launch_bounds__(kRankThreads, 1) rank_and_keep_kernel(const Parameters parameters) {
     __shared__ RankShared shared;
     CudaBlock block;
     rank_and_keep(block, parameters, shared);

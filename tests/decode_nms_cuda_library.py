@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +87,11 @@ def entry_attributes(attributes: DecodeNmsAttributes) -> EntryAttributes:
 
 
 class EmulatedKernels:
-    """The library of decode_nms_cuda_emulated.cpp."""
+    """The library of decode_nms_cuda_emulated.cpp, whose pointers are to the CPU's memory."""
 
     def __init__(self, path: Path) -> None:
-        self._library = ctypes.CDLL(str(path))
-        self._library.workspace_size.restype = ctypes.c_size_t
+        self.library = ctypes.CDLL(str(path))
+        self.library.workspace_size.restype = ctypes.c_size_t
 
     def decode_nms(
         self,
@@ -106,7 +107,6 @@ class EmulatedKernels:
         thread_order: int = 0,
     ) -> DecodeNmsOutput:
         """As `boxwright.core.decode.decode_nms`; heads may be float16. Raises ValueError where the kernel refuses."""
-        batch_size, num_anchors, num_classes = class_logits.shape
         kind = class_logits.dtype
         arrays = {
             "box_regression": box_regression.astype(kind),
@@ -117,38 +117,97 @@ class EmulatedKernels:
             "score_threshold": np.array([score_threshold], dtype=np.float32),
             "iou_threshold": np.array([iou_threshold], dtype=np.float32),
         }
-        arrays = {name: None if array is None else np.ascontiguousarray(array) for name, array in arrays.items()}
-        inputs = EntryInputs(batch_size=batch_size, num_anchors=num_anchors, num_classes=num_classes)
-        for name, array in arrays.items():
-            setattr(inputs, name, None if array is None else array.ctypes.data)
-        inputs.is_float16 = kind == np.float16
+        inputs = EntryInputs(is_float16=kind == np.float16)
+        inputs.batch_size, inputs.num_anchors, inputs.num_classes = class_logits.shape
         inputs.has_priors_for_each_item = priors is not None and priors.ndim == 3
-        outputs = empty_outputs(batch_size, attributes.max_detections, np.full)
-        c_outputs = EntryOutputs(*(array.ctypes.data for array in outputs))
-        c_attributes = entry_attributes(attributes)
-        size = self._library.workspace_size(ctypes.byref(c_attributes), ctypes.byref(inputs))
-        workspace = np.full(size, 0xA5, dtype=np.uint8)
+        outputs = empty_outputs(len(class_logits), attributes.max_detections)
+        with contextlib.ExitStack() as stack:
+            for name, array in arrays.items():
+                setattr(inputs, name, None if array is None else stack.enter_context(self.readable(array)))
+            c_outputs = EntryOutputs(*(stack.enter_context(self.writable(array)) for array in outputs))
+            c_attributes = entry_attributes(attributes)
+            size = self.library.workspace_size(ctypes.byref(c_attributes), ctypes.byref(inputs))
+            workspace = ctypes.c_void_p(stack.enter_context(self.readable(np.full(size, 0xA5, dtype=np.uint8))))
+            self.run(c_attributes, inputs, c_outputs, workspace, thread_order)
+        return outputs
+
+    def run(self, attributes: Any, inputs: Any, outputs: Any, workspace: Any, thread_order: int) -> None:
         message = ctypes.create_string_buffer(500)
-        status = self._library.decode_nms(
-            ctypes.byref(c_attributes),
+        status = self.library.decode_nms(
+            ctypes.byref(attributes),
             ctypes.byref(inputs),
-            ctypes.byref(c_outputs),
-            ctypes.c_void_p(workspace.ctypes.data),
+            ctypes.byref(outputs),
+            workspace,
             thread_order,
             message,
             ctypes.c_size_t(len(message)),
         )
         if status != 0:
-            raise ValueError(message.value.decode())
-        return outputs
+            raise ValueError(message.value.decode() or f"CUDA error {status}")
+
+    @contextlib.contextmanager
+    def readable(self, array: Any) -> Iterator[int]:
+        """Where the kernels find an array's numbers."""
+        contiguous = np.ascontiguousarray(array)
+        yield contiguous.ctypes.data
+
+    @contextlib.contextmanager
+    def writable(self, array: Any) -> Iterator[int]:
+        """Where the kernels write an array's numbers, which are in it at the end."""
+        yield array.ctypes.data
 
 
-def empty_outputs(batch_size: int, max_detections: int, full: Callable[..., Any]) -> DecodeNmsOutput:
-    """Room for results, filled with rubbish by numpy's `full` or one like it."""
+class DeviceKernels(EmulatedKernels):
+    """The library of decode_nms_cuda_device.cu, whose pointers are to a GPU's memory."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.library.allocate.restype = ctypes.c_void_p
+        self.library.median_time_us.restype = ctypes.c_float
+        self.num_timed_runs = 0  # more than 0: `decode_nms` leaves the time of so many runs in `time_us`
+        self.time_us = 0.0
+
+    def device_name(self) -> str | None:
+        name = ctypes.create_string_buffer(200)
+        return name.value.decode() if self.library.device_name(name, ctypes.c_size_t(len(name))) else None
+
+    def run(self, attributes: Any, inputs: Any, outputs: Any, workspace: Any, thread_order: int) -> None:
+        super().run(attributes, inputs, outputs, workspace, thread_order)
+        if self.num_timed_runs > 0:
+            arguments = (ctypes.byref(each) for each in (attributes, inputs, outputs))
+            self.time_us = self.library.median_time_us(*arguments, workspace, self.num_timed_runs)
+
+    @contextlib.contextmanager
+    def readable(self, array: Any) -> Iterator[int]:
+        contiguous = np.ascontiguousarray(array)
+        memory = self.library.allocate(ctypes.c_size_t(max(contiguous.nbytes, 1)))
+        if not memory:
+            raise MemoryError(f"no {contiguous.nbytes} bytes on the GPU")
+        self._copy(self.library.copy_to_device, memory, contiguous.ctypes.data, contiguous.nbytes)
+        try:
+            yield memory
+        finally:
+            self.library.release(ctypes.c_void_p(memory))
+
+    @contextlib.contextmanager
+    def writable(self, array: Any) -> Iterator[int]:
+        with self.readable(array) as memory:
+            yield memory
+            self._copy(self.library.copy_from_device, array.ctypes.data, memory, array.nbytes)
+
+    @staticmethod
+    def _copy(copy: Any, to: int, source: int, size: int) -> None:
+        status = copy(ctypes.c_void_p(to), ctypes.c_void_p(source), ctypes.c_size_t(size))
+        if status != 0:
+            raise RuntimeError(f"CUDA error {status}")
+
+
+def empty_outputs(batch_size: int, max_detections: int) -> DecodeNmsOutput:
+    """Room for results, filled with rubbish."""
     top = max_detections
     return DecodeNmsOutput(
-        num_detections=full((batch_size, 1), -7, dtype=np.int32),
-        boxes=full((batch_size, top, 4), -7, dtype=np.float32),
-        scores=full((batch_size, top), -7, dtype=np.float32),
-        class_ids=full((batch_size, top), -7, dtype=np.int32),
+        num_detections=np.full((batch_size, 1), -7, dtype=np.int32),
+        boxes=np.full((batch_size, top, 4), -7, dtype=np.float32),
+        scores=np.full((batch_size, top), -7, dtype=np.float32),
+        class_ids=np.full((batch_size, top), -7, dtype=np.int32),
     )

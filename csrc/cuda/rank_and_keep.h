@@ -2,7 +2,7 @@
 // and writes what is left, until the outputs are full. See scan.h for what a step and a phase are.
 //
 // Candidates are taken a chunk at a time, the best first. NMS goes through a chunk in tiles: all threads compare the
-// tile with the boxes kept before and with itself, then one thread goes through the tile's bit masks.
+// tile with the boxes kept before and with itself, then one thread goes through the bit masks of those that need it.
 #ifndef BOXWRIGHT_CUDA_RANK_AND_KEEP_H
 #define BOXWRIGHT_CUDA_RANK_AND_KEEP_H
 
@@ -19,6 +19,8 @@ constexpr uint32_t kRankThreads = 1024;  // and as many candidates a chunk
 constexpr uint32_t kTile = 64;
 #endif
 constexpr uint32_t kThreadsACandidate = kRankThreads / kTile;
+constexpr uint32_t kWarp = 32;  // threads that a GPU runs together
+static_assert(kTile <= 64, "the masks of a tile have 64 bits");
 
 struct RankShared {
     uint64_t keys[kRankThreads];
@@ -30,8 +32,10 @@ struct RankShared {
     uint32_t cut_bin;
     uint32_t num_below_cut;
     uint32_t num_gathered;
-    // Of a tile:
-    uint64_t suppressors[kTile];  // of the same tile, a bit each
+    // Of a tile, a bit for each place in words of 32, whose bits are set faster than those of 64:
+    uint32_t suppressors[2][kTile];  // of the same tile
+    uint32_t uncontested[2];         // kept for sure
+    uint32_t contested[2];           // kept unless one of their suppressors is
     uint8_t is_alive[kTile];
     uint8_t is_suppressed[kTile];
     uint64_t kept;
@@ -46,6 +50,22 @@ struct KeyRange {
     uint64_t begin;
     uint64_t end;
 };
+
+// Calls `visit` with this thread's share of the keys, which are loaded a few at a time: each load takes long.
+template <typename Visit>
+BOXWRIGHT_DEVICE void visit_keys(const uint64_t* keys, uint32_t num_keys, uint32_t thread, Visit visit) {
+    constexpr uint32_t at_once = 4;
+    for (uint32_t first = thread; first < num_keys; first += at_once * kRankThreads) {
+        uint64_t loaded[at_once];
+        BOXWRIGHT_UNROLL for (uint32_t i = 0; i < at_once; ++i) {
+            const uint32_t place = first + i * kRankThreads;
+            loaded[i] = keys[place < num_keys ? place : first];
+        }
+        BOXWRIGHT_UNROLL for (uint32_t i = 0; i < at_once; ++i) {
+            if (first + i * kRankThreads < num_keys) visit(loaded[i]);
+        }
+    }
+}
 
 // Turns counts into sums of all counts up to each; returns which of the two arrays holds them.
 template <typename Block>
@@ -70,12 +90,11 @@ BOXWRIGHT_DEVICE void narrow(Block& block, const uint64_t* keys, uint32_t num_ke
     const uint64_t from_key = lowest, to_key = highest;
     block.each_thread([&](uint32_t thread) { shared.counts[0][thread] = 0; });
     block.each_thread([&](uint32_t thread) {
-        for (uint32_t i = thread; i < num_keys; i += kRankThreads) {
-            const uint64_t key = keys[i];
+        visit_keys(keys, num_keys, thread, [&](uint64_t key) {
             if (key >= from_key && key <= to_key) {
                 block.add(shared.counts[0][static_cast<uint32_t>((key - from_key) >> shift)], 1u);
             }
-        }
+        });
     });
     const uint32_t sums = accumulate(block, shared);
     block.each_thread([&](uint32_t thread) {
@@ -116,15 +135,26 @@ BOXWRIGHT_DEVICE uint32_t gather(Block& block, const uint64_t* keys, uint32_t nu
         if (thread == 0) shared.num_gathered = 0;
     });
     block.each_thread([&](uint32_t thread) {
-        for (uint32_t i = thread; i < num_keys; i += kRankThreads) {
-            const uint64_t key = keys[i];
+        visit_keys(keys, num_keys, thread, [&](uint64_t key) {
             if (key >= range.begin && key < range.end) shared.keys[block.next_place(shared.num_gathered)] = key;
-        }
+        });
     });
     return shared.num_gathered;
 }
 
-// A bitonic sort of a power of two of keys, those beyond `count` being higher than all others.
+// The step of a bitonic sort that compares keys at this distance, in runs of this length that rise and fall in turn.
+BOXWRIGHT_DEVICE void exchange(uint64_t* keys, uint32_t size, uint32_t length, uint32_t distance, uint32_t thread) {
+    if (thread >= size / 2) return;
+    const uint32_t low = 2 * thread - (thread & (distance - 1)), high = low + distance;
+    const uint64_t a = keys[low], b = keys[high];
+    const bool rises = (low & length) == 0;
+    if ((a > b) == rises) {
+        keys[low] = b;
+        keys[high] = a;
+    }
+}
+
+// Sorts `count` keys: a bitonic sort of a power of two of them, those beyond being higher than all others.
 template <typename Block>
 BOXWRIGHT_DEVICE void sort(Block& block, uint32_t count, RankShared& shared) {
     uint32_t size = 1;
@@ -133,18 +163,16 @@ BOXWRIGHT_DEVICE void sort(Block& block, uint32_t count, RankShared& shared) {
         if (thread >= count && thread < size) shared.keys[thread] = 0xFFFFFFFFFFFFFFFFu;
     });
     for (uint32_t length = 2; length <= size; length *= 2) {
-        for (uint32_t distance = length / 2; distance > 0; distance /= 2) {
-            block.each_thread([&](uint32_t thread) {
-                if (thread >= size / 2) return;
-                const uint32_t low = 2 * thread - (thread & (distance - 1)), high = low + distance;
-                const uint64_t a = shared.keys[low], b = shared.keys[high];
-                const bool rises = (low & length) == 0;
-                if ((a > b) == rises) {
-                    shared.keys[low] = b;
-                    shared.keys[high] = a;
-                }
-            });
+        uint32_t distance = length / 2;
+        for (; distance > kWarp; distance /= 2) {
+            block.each_thread([&](uint32_t thread) { exchange(shared.keys, size, length, distance, thread); });
         }
+        // From here on the threads of a warp need nothing of those of another.
+        block.each_warp([&](uint32_t warp) {
+            for (uint32_t near = distance; near > 0; near /= 2) {
+                block.each_lane(warp, [&](uint32_t thread) { exchange(shared.keys, size, length, near, thread); });
+            }
+        });
     }
 }
 
@@ -269,22 +297,38 @@ BOXWRIGHT_DEVICE void compare(Block& block, const Parameters& p, const DecodeNms
             suppressors |= static_cast<uint64_t>(1) << better;
         }
     }
-    if (suppressors != 0) block.set_bits(shared.suppressors[place], suppressors);
+    for (uint32_t word = 0; word < 2; ++word) {
+        const uint32_t bits = static_cast<uint32_t>(suppressors >> 32 * word);
+        if (bits != 0) block.set_bits(shared.suppressors[word][place], bits);
+    }
 }
 
-// Goes through the tile in rank order, until the outputs are full.
-BOXWRIGHT_DEVICE void choose(const Parameters& p, uint32_t count, RankShared& shared) {
-    uint64_t kept = 0;
-    uint32_t num_kept = shared.num_kept;
-    shared.first_kept = num_kept;
-    for (uint32_t place = 0; place < count && num_kept < p.max_detections; ++place) {
-        const bool is_kept =
-            shared.is_alive[place] && !shared.is_suppressed[place] && (shared.suppressors[place] & kept) == 0;
-        kept |= static_cast<uint64_t>(is_kept ? 1 : 0) << place;
-        num_kept += is_kept ? 1 : 0;
+BOXWRIGHT_DEVICE uint64_t joined(const uint32_t words[2]) { return words[0] | static_cast<uint64_t>(words[1]) << 32; }
+
+// Goes through the tile's candidates in rank order, until the outputs are full.
+template <typename Block>
+BOXWRIGHT_DEVICE void choose(const Block& block, const Parameters& p, RankShared& shared) {
+    uint64_t kept = joined(shared.uncontested);
+    for (uint64_t left = joined(shared.contested); left != 0; left &= left - 1) {
+        const uint32_t place = block.lowest_bit(left);
+        const uint64_t suppressors =
+            shared.suppressors[0][place] | static_cast<uint64_t>(shared.suppressors[1][place]) << 32;
+        if ((suppressors & kept) == 0) kept |= static_cast<uint64_t>(1) << place;
     }
-    shared.kept = kept;
-    shared.num_kept = num_kept;
+    const uint32_t room = p.max_detections - shared.num_kept;
+    uint32_t num_kept = 0;
+    uint64_t within = 0;
+    if (block.num_bits(kept) <= room) {
+        num_kept = block.num_bits(kept);
+        within = kept;
+    } else {
+        for (uint64_t left = kept; num_kept < room; left &= left - 1, ++num_kept) {
+            within |= static_cast<uint64_t>(1) << block.lowest_bit(left);
+        }
+    }
+    shared.kept = within;
+    shared.first_kept = shared.num_kept;
+    shared.num_kept += num_kept;
 }
 
 template <typename Block>
@@ -308,7 +352,8 @@ BOXWRIGHT_DEVICE void keep_of_tile(Block& block, const Parameters& p, const Deco
                               is_within_top_k(block, p, first, thread, num_before + thread, shared);
         shared.is_alive[thread] = is_alive ? 1 : 0;
         shared.is_suppressed[thread] = 0;
-        shared.suppressors[thread] = 0;
+        for (uint32_t word = 0; word < 2; ++word) shared.suppressors[word][thread] = 0;
+        if (thread < 2) shared.uncontested[thread] = shared.contested[thread] = 0;
     });
     if (p.top_k > 0 && p.top_k_scope != TopKScope::image) {
         block.each_thread([&](uint32_t thread) {
@@ -321,7 +366,13 @@ BOXWRIGHT_DEVICE void keep_of_tile(Block& block, const Parameters& p, const Deco
         block.each_thread([&](uint32_t thread) { compare(block, p, outputs, first, iou_threshold, shared, thread); });
     }
     block.each_thread([&](uint32_t thread) {
-        if (thread == 0) choose(p, count, shared);
+        if (thread >= kTile || !shared.is_alive[thread] || shared.is_suppressed[thread]) return;
+        const bool is_contested = (shared.suppressors[0][thread] | shared.suppressors[1][thread]) != 0;
+        uint32_t* words = is_contested ? shared.contested : shared.uncontested;
+        block.set_bits(words[thread / 32], 1u << thread % 32);
+    });
+    block.each_thread([&](uint32_t thread) {
+        if (thread == 0) choose(block, p, shared);
     });
     block.each_thread([&](uint32_t thread) {
         if (thread < count) write_detection(block, p, outputs, first, thread, shared);

@@ -41,6 +41,20 @@ class EmulatedBlock {
         for (const uint32_t thread : threads_) phase(thread);
     }
 
+    // A warp is through with the whole body before the next begins.
+    template <typename Body>
+    void each_warp(Body body) {
+        const uint32_t num_warps = static_cast<uint32_t>(threads_.size()) / kWarp;
+        for (uint32_t i = 0; i < num_warps; ++i) body(order_ == ThreadOrder::forward ? i : num_warps - 1 - i);
+    }
+    template <typename Phase>
+    void each_lane(uint32_t warp, Phase phase) {
+        for (uint32_t i = 0; i < kWarp; ++i) {
+            const uint32_t lane = order_ == ThreadOrder::forward ? i : order_ == ThreadOrder::backward ? 31 - i : i ^ 21;
+            phase(warp * kWarp + lane);
+        }
+    }
+
     uint32_t next_place(uint32_t& counter) { return counter++; }
 
     uint32_t add(uint32_t& value, uint32_t summand) {
@@ -50,8 +64,9 @@ class EmulatedBlock {
     }
 
     void set_to_larger(uint64_t& value, uint64_t other) { value = value < other ? other : value; }
-    void set_bits(uint64_t& value, uint64_t bits) { value |= bits; }
+    void set_bits(uint32_t& value, uint32_t bits) { value |= bits; }
     uint32_t num_bits(uint64_t bits) const { return static_cast<uint32_t>(__builtin_popcountll(bits)); }
+    uint32_t lowest_bit(uint64_t bits) const { return static_cast<uint32_t>(__builtin_ctzll(bits)); }
 
    private:
     uint32_t index_;
