@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from boxwright.core.errors import OutputError
+from boxwright.core.errors import ModelFileError, OutputError
 from boxwright.export import ExportOptions, export
 
 
@@ -45,3 +45,16 @@ def test_a_folder_of_other_things_is_left_alone(foreign: Path, tmp_path: Path) -
             options=ExportOptions(format="openvino"),
         )
     assert (folder / "photo.jpg").read_bytes() == b"precious"
+
+
+def test_a_folder_that_is_not_there_is_not_made(foreign: Path, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "m.onnx"
+    with pytest.raises(OutputError, match=r"expected the folder .*new, got none of that name"):
+        export(foreign, out, head="yolox", labels="coco", preprocess="yolox-legacy")
+    assert not out.parent.exists()
+
+
+def test_a_source_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="a path that does not exist"):
+        export(tmp_path / "new" / "m.pth")
+    assert not (tmp_path / "new").exists()

@@ -55,6 +55,10 @@ def export(
     ] = None,
     max_det: Annotated[int | None, typer.Option("--max-det", min=1, help="Detections kept of an image.")] = None,
     agnostic_nms: AgnosticNmsOption = False,
+    embed_preprocess: Annotated[
+        bool,
+        typer.Option("--embed-preprocess", help="The graph takes uint8 images (B, H, W, 3) of any size, BGR."),
+    ] = False,
     precision: PrecisionOption = "fp32",
     opset: OpsetOption = None,
     data: DataIfAnyOption = None,
@@ -78,6 +82,7 @@ def export(
         iou=iou,
         max_det=max_det,
         agnostic_nms=agnostic_nms,
+        embed_preprocess=embed_preprocess,
         precision=precision,
         opset=opset,
     )
@@ -109,6 +114,7 @@ def _document(result: ExportResult) -> dict[str, object]:
         "family": manifest.family,
         "variant": manifest.variant,
         "stage": manifest.stage,
+        "input_kind": manifest.input_kind,
         "precision": manifest.precision,
         "imgsz": manifest.preprocess.size_hw,
         "num_classes": len(manifest.class_names),

@@ -78,7 +78,8 @@ class Manifest:
         decode: from raw heads to detections.
         stage: how far the graph goes by itself: `raw` heads, decoded `boxes` and scores, or `detections`.
         precision: of the weights and activations.
-        input_kind: `tensor` (float NCHW made by `preprocess`) or `pixels` (uint8 NHWC; the graph preprocesses).
+        input_kind: `tensor` (float NCHW made by `preprocess`) or `pixels` (uint8 NHWC in BGR order, all images of a
+            batch of one size; the graph preprocesses, and its detections are in pixels of the image).
         score_threshold: that `Detector` passes by default.
         iou_threshold: likewise.
         source_sha256: of the checkpoint or foreign file that the model came from; None for weights made in memory.

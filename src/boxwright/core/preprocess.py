@@ -60,7 +60,7 @@ class ImageTransform:
 class PreprocessedBatch(NamedTuple):
     """What the network gets, and the way back for each image."""
 
-    images: FloatArray | NDArray[np.uint8]  # (B, 3, H, W); uint8 (1, H, W, 3) where the graph preprocesses
+    images: FloatArray | NDArray[np.uint8]  # (B, 3, H, W); uint8 (B, H, W, 3) where the graph preprocesses
     transforms: tuple[ImageTransform, ...]
     pixel_mask: NDArray[np.int64] | None  # (B, H, W), 1 where the image is, 0 in the padding
 

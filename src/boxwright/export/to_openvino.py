@@ -6,11 +6,12 @@ from pathlib import Path
 
 from boxwright.core.errors import MissingDependencyError, UnsupportedError
 from boxwright.core.manifest import METADATA_KEY, Manifest
+from boxwright.core.preprocess import Preprocess
+from boxwright.export.decode_nms.function import THRESHOLD_NAMES
 from boxwright.runtimes.model_file import onnx_without_initializers
 from boxwright.runtimes.openvino import load_plugin_if_built
 from boxwright.runtimes.openvino_plugin import mentions_decode_nms
 
-THRESHOLD_NAMES = ("score_threshold", "iou_threshold")
 WEIGHTS_PRECISIONS = ("fp32", "fp16")
 
 
@@ -57,14 +58,19 @@ def convert_to_openvino(onnx_path: Path, directory: Path, manifest: Manifest, *,
 
 
 def _model_info(manifest: Manifest) -> dict[str, str]:
-    """What OpenVINO's own tools read: class names and how pixels become the input."""
-    preprocess = manifest.preprocess
-    resize = {"letterbox": "fit_to_window_letterbox", "stretch": "standard"}.get(preprocess.resize, "fit_to_window")
+    """What OpenVINO's own tools read: class names, and how pixels become the input where the graph does not do that."""
     info = {
         "model_type": manifest.variant,
         "labels": " ".join(name.replace(" ", "_") for name in manifest.class_names),
         "confidence_threshold": str(manifest.score_threshold),
         "iou_threshold": str(manifest.iou_threshold),
+    }
+    return info if manifest.input_kind == "pixels" else {**info, **_preprocess_info(manifest.preprocess)}
+
+
+def _preprocess_info(preprocess: Preprocess) -> dict[str, str]:
+    resize = {"letterbox": "fit_to_window_letterbox", "stretch": "standard"}.get(preprocess.resize, "fit_to_window")
+    info = {
         "resize_type": resize,
         "pad_value": str(int(preprocess.pad_value[0])),
         "reverse_input_channels": str(preprocess.channel_order == "RGB"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -147,6 +148,7 @@ class Detector:
         )
         self._buffers = BufferPool()
         self._fixed_batch = backend.inputs["images"].shape[0]
+        self._takes_pixels = manifest.input_kind == "pixels"
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -161,9 +163,7 @@ class Detector:
     @property
     def batch_size(self) -> int:
         """How many images `preprocess` takes at once."""
-        if self._fixed_batch is not None:
-            return self._fixed_batch
-        return 1 if self.manifest.input_kind == "pixels" else _MOST_IMAGES_A_BATCH
+        return _MOST_IMAGES_A_BATCH if self._fixed_batch is None else self._fixed_batch
 
     @overload
     def __call__(self, image: list[Any] | tuple[Any, ...]) -> list[Detections]: ...
@@ -187,7 +187,9 @@ class Detector:
             return self._detect([as_bgr_image(image)])[0]
         found: list[Detections] = []
         for start in range(0, len(image), self.batch_size):
-            found += self._detect([as_bgr_image(entry) for entry in image[start : start + self.batch_size]])
+            images = [as_bgr_image(entry) for entry in image[start : start + self.batch_size]]
+            for batch in _of_one_size(images) if self._takes_pixels else [images]:
+                found += self._detect(batch)
         return found
 
     def stream(self, source: str | os.PathLike[str] | int) -> Iterator[StreamItem]:
@@ -217,7 +219,8 @@ class Detector:
         """Make the network's input.
 
         Args:
-            images: 1 to `batch_size` arrays (H, W, 3) uint8 BGR, of any sizes.
+            images: 1 to `batch_size` arrays (H, W, 3) uint8 BGR, of any sizes; of one size where the graph takes
+                pixels.
 
         Returns:
             The input, filled up to the batch size where the model fixes it, and one transform for each image given.
@@ -230,14 +233,13 @@ class Detector:
             raise InputError(
                 "Detector.preprocess", expected=f"1 to {self.batch_size} images", got=str(len(images)), fix="split them"
             )
-        if self.manifest.input_kind == "pixels":
-            return self._take_pixels(images[0])
-        num_missing = (self._fixed_batch or 0) - len(images)
-        if num_missing <= 0:
-            return self.manifest.preprocess.apply_batch(images, allocate=self._buffers.take)
+        num_missing = max(0, (self._fixed_batch or 0) - len(images))
         filled = [*images, *[images[-1]] * num_missing]
-        batch = self.manifest.preprocess.apply_batch(filled, allocate=self._buffers.take)
-        return batch._replace(transforms=batch.transforms[: len(images)])
+        if self._takes_pixels:
+            batch = self._take_pixels(filled)
+        else:
+            batch = self.manifest.preprocess.apply_batch(filled, allocate=self._buffers.take)
+        return batch if num_missing == 0 else batch._replace(transforms=batch.transforms[: len(images)])
 
     def infer(self, batch: PreprocessedBatch) -> dict[str, NDArray[Any]]:
         """Run the network.
@@ -283,12 +285,26 @@ class Detector:
         batch = self.preprocess(images)
         return self.postprocess(self.infer(batch), batch.transforms)
 
-    def _take_pixels(self, image: NDArray[np.uint8]) -> PreprocessedBatch:
-        """The image as it is, for a graph that preprocesses by itself."""
-        check_image(image)
-        transform = self.manifest.preprocess.plan((image.shape[0], image.shape[1]))
-        pixels = np.ascontiguousarray(image)[None]  # (1, H, W, 3)
-        return PreprocessedBatch(pixels, (transform,), None)
+    def _take_pixels(self, images: Sequence[NDArray[np.uint8]]) -> PreprocessedBatch:
+        """The images as they are, for a graph that preprocesses by itself."""
+        for image in images:
+            check_image(image)
+        if len({image.shape for image in images}) > 1:
+            raise InputError(
+                "Detector.preprocess",
+                expected="images of one size for a model that takes pixels",
+                got=", ".join(f"{image.shape[1]}x{image.shape[0]}" for image in images),
+                fix="pass them one size at a time, or give the list to the detector itself",
+            )
+        transform = self.manifest.preprocess.plan((images[0].shape[0], images[0].shape[1]))
+        # One image needs no copy, and most calls have one.
+        pixels = np.ascontiguousarray(images[0])[None] if len(images) == 1 else np.stack(images)  # (B, H, W, 3)
+        return PreprocessedBatch(pixels, (transform,) * len(images), None)
+
+
+def _of_one_size(images: list[NDArray[np.uint8]]) -> list[list[NDArray[np.uint8]]]:
+    """The images in order, in lists of neighbours of one size."""
+    return [list(group) for _, group in itertools.groupby(images, key=lambda image: image.shape)]
 
 
 def _manifest_of(backend: Backend, source: str) -> Manifest:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from boxwright.core.errors import ManifestError
 from boxwright.core.manifest import Manifest
 from boxwright.runtimes.backend import Backend
@@ -22,7 +24,8 @@ def check_fit(backend: Backend, manifest: Manifest, source: str) -> None:
     required = [name for name, spec in backend.inputs.items() if not spec.is_optional]
     if "images" not in required or any(name not in _KNOWN_INPUTS for name in required):
         raise _misfit(source, "inputs of " + ", ".join(_KNOWN_INPUTS), ", ".join(required) or "none")
-    if manifest.preprocess.pixel_mask and "pixel_mask" not in backend.inputs:
+    takes_pixels = manifest.input_kind == "pixels"
+    if manifest.preprocess.pixel_mask and not takes_pixels and "pixel_mask" not in backend.inputs:
         raise _misfit(source, "an input pixel_mask", ", ".join(required))
     outputs = _needed_outputs(manifest)
     if any(name not in backend.outputs for name in outputs):
@@ -43,7 +46,12 @@ def _check_image_size(backend: Backend, manifest: Manifest, source: str) -> None
     shape, size_hw = backend.inputs["images"].shape, manifest.preprocess.size_hw
     if len(shape) != 4:
         raise _misfit(source, "an input images of 4 dimensions", str(len(shape)))
-    if manifest.input_kind == "pixels" or size_hw is None:
+    if manifest.input_kind == "pixels":
+        dtype = backend.inputs["images"].dtype
+        if dtype != np.uint8 or shape[3] not in (3, None):
+            raise _misfit(source, "an input images (B, H, W, 3) of uint8", f"{dtype} with {shape[3]} as the last size")
+        return
+    if size_hw is None:
         return
     got_hw = (shape[2], shape[3])
     if any(got not in (None, wanted) for got, wanted in zip(got_hw, size_hw, strict=True)):

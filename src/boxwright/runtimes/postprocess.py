@@ -29,6 +29,8 @@ class Postprocessor:
         """
         self._preprocess = manifest.preprocess
         self._is_decoded = manifest.stage == "detections"
+        # A graph that takes pixels and decodes has brought its boxes back to them.
+        self._is_on_image = self._is_decoded and manifest.input_kind == "pixels"
         self._clips = manifest.decode.clip_to_image
         priors = None if self._is_decoded else manifest.decode.priors()
         self._decode_nms = kernels.PreparedDecodeNms(manifest.decode.attributes(), priors)
@@ -71,8 +73,9 @@ class Postprocessor:
         scores = decoded.scores[row, :count]
         # For an engine that cannot take a threshold; where it can, all of them are above already.
         count = int(np.count_nonzero(scores > np.float32(self._score_threshold)))
+        boxes = decoded.boxes[row, :count]
         return Detections(
-            boxes_xyxy=transform.to_original(decoded.boxes[row, :count]),
+            boxes_xyxy=boxes.copy() if self._is_on_image else transform.to_original(boxes),
             scores=scores[:count].copy(),
             class_ids=decoded.class_ids[row, :count].copy(),
         )

@@ -9,11 +9,14 @@ box_regression, class_logits, objectness        box_regression, ... (now inside)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
 from boxwright.core.decode_spec import DecodeSpec
+from boxwright.core.errors import InputError
 from boxwright.export.decode_nms.function import (
     DOMAIN,
     FUNCTION_IR_VERSION,
@@ -50,11 +53,15 @@ def insert_decode_nms(
 
     Returns:
         False where the graph gives detections already.
+
+    Raises:
+        InputError: where the raw heads are not those that `decode` describes.
     """
     graph = model.graph
     heads = {output.name: output for output in graph.outputs}
     if set(OUTPUT_NAMES) <= heads.keys():
         return False
+    _check_heads(heads, decode)
     free_names(graph, (*OUTPUT_NAMES, *THRESHOLD_NAMES))
     attributes = decode.attributes()
     operands: dict[str, ir.Value] = {name: value for name, value in heads.items() if name is not None}
@@ -102,6 +109,42 @@ def insert_decode_nms(
         operands[name].const_value = ir.tensor(np.array(value, dtype=np.float32), name=name)
         graph.register_initializer(operands[name])
     return True
+
+
+def _check_heads(heads: Mapping[str | None, ir.Value], decode: DecodeSpec) -> None:
+    """Sizes that are known must fit each other; an engine would not say so clearly, or not at all."""
+    priors = decode.priors()
+    logits = heads["class_logits"].shape if "class_logits" in heads else None
+    num_anchors = (
+        len(priors) if priors is not None else (logits[1] if logits is not None and len(logits) == 3 else None)
+    )
+    width = 4 * decode.num_logits if decode.attributes().class_specific_boxes else 4
+    expected: dict[str, tuple[object, ...]] = {
+        "box_regression": (None, num_anchors, width),
+        "class_logits": (None, num_anchors, decode.num_logits),
+    }
+    if decode.has_objectness:
+        expected["objectness"] = (None, num_anchors)
+    for name, sizes in expected.items():
+        if name not in heads:
+            raise InputError(
+                f"raw head {name}", expected="an output of that name", got="none", fix="export the model again"
+            )
+        shape = heads[name].shape
+        if shape is not None and not _fits(shape, sizes):
+            raise InputError(
+                f"raw head {name}",
+                expected="shape (" + ", ".join(str(size) if isinstance(size, int) else "?" for size in sizes) + ")",
+                got=str(tuple(shape)),
+                fix="correct the model or its decoding",
+            )
+
+
+def _fits(shape: ir.Shape, sizes: tuple[object, ...]) -> bool:
+    return len(shape) == len(sizes) and all(
+        not isinstance(got, int) or not isinstance(wanted, int) or got == wanted
+        for got, wanted in zip(shape, sizes, strict=True)
+    )
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:

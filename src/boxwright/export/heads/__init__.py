@@ -11,7 +11,7 @@ import importlib
 import pkgutil
 from typing import Protocol, cast
 
-from boxwright.core.errors import UnsupportedError
+from boxwright.core.errors import ModelFileError, UnsupportedError
 from boxwright.export.foreign import ForeignFile
 from boxwright.export.heads.operations import Reading
 
@@ -47,3 +47,34 @@ def find_head(name: str) -> Head:
             "--head", expected="one of " + ", ".join(head_names()), got=repr(name), fix="pass one of these"
         )
     return cast("Head", importlib.import_module(f"{__name__}.{name}"))
+
+
+def read_head(name: str, foreign: ForeignFile) -> Reading:
+    """How the outputs of a file become raw heads and detections, by the head of that name.
+
+    Raises:
+        UnsupportedError: where there is no such head.
+        ModelFileError: where the outputs are not those of the head; it names the heads that they fit.
+    """
+    head = find_head(name)
+    try:
+        return head.read(foreign)
+    except ModelFileError as error:
+        fitting = [other for other in head_names() if other != name and _fits(other, foreign)]
+        if not fitting:
+            raise
+        found = ", ".join(f"{output} {array.shape}" for output, array in foreign.outputs.items())
+        raise ModelFileError(
+            str(foreign.path),
+            expected=f"outputs of the head {name}: {head.EXPECTS}",
+            got=found,
+            fix="pass --head " + " or ".join(fitting) + ", which they fit",
+        ) from error
+
+
+def _fits(name: str, foreign: ForeignFile) -> bool:
+    try:
+        find_head(name).read(foreign)
+    except ModelFileError:
+        return False
+    return True

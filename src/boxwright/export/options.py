@@ -1,0 +1,98 @@
+"""What an exported artifact is to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from boxwright.core.decode_spec import DecodeSpec
+from boxwright.core.errors import InputError, UnsupportedError
+from boxwright.core.manifest import Manifest
+from boxwright.export.decode_nms.function import OLDEST_OPSET
+from boxwright.export.to_openvino import WEIGHTS_PRECISIONS
+from boxwright.runtimes.openvino_plugin import require_openvino_plugin
+
+Format = Literal["onnx", "openvino"]
+NmsForm = Literal["graph", "plugin", "none"]
+FORMATS = ("onnx", "openvino")
+# Of the graph's threshold inputs; the manifest keeps what `Detector` passes.
+DEFAULT_SCORE_THRESHOLD, DEFAULT_IOU_THRESHOLD = 0.001, 0.7
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What an artifact is to be.
+
+    Attributes:
+        format: of the file.
+        size_hw: of the input; the source's own where None.
+        batch: images in a batch.
+        dynamic: leave the batch size open.
+        nms: `graph` (decoding and NMS in standard operators), `plugin` (one node DecodeNMS) or `none` (raw heads).
+        conf: default of the graph's score threshold; 0.001 where None.
+        iou: default of the graph's IoU threshold; 0.7 where None.
+        max_det: detections kept of an image; the family's own where None.
+        agnostic_nms: a box suppresses boxes of other classes too.
+        embed_preprocess: the graph takes uint8 images of any size and resizes, pads and normalises them itself.
+        precision: of the stored weights.
+        opset: of ONNX; where None, 17 or the oldest after it that will do.
+    """
+
+    format: Format = "onnx"
+    size_hw: tuple[int, int] | None = None
+    batch: int = 1
+    dynamic: bool = False
+    nms: NmsForm = "graph"
+    conf: float | None = None
+    iou: float | None = None
+    max_det: int | None = None
+    agnostic_nms: bool = False
+    embed_preprocess: bool = False
+    precision: str = "fp32"
+    opset: int | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.format in FORMATS, "--format", "one of " + ", ".join(FORMATS), self.format)
+        _require(self.nms in ("graph", "plugin", "none"), "--nms", "graph, plugin or none", self.nms)
+        _require(self.batch >= 1, "--batch", "at least 1", self.batch)
+        at_least = f"at least {OLDEST_OPSET}"
+        _require(self.opset is None or self.opset >= OLDEST_OPSET, "--opset", at_least, self.opset)
+        _require(self.max_det is None or self.max_det >= 1, "--max-det", "at least 1", self.max_det)
+        for name, value in (("--conf", self.conf), ("--iou", self.iou)):
+            _require(value is None or 0 <= value <= 1, name, "a number in [0, 1]", value)
+        allowed = WEIGHTS_PRECISIONS if self.format == "openvino" else ("fp32",)
+        _require(self.precision in allowed, f"--precision for {self.format}", " or ".join(allowed), self.precision)
+        if self.format == "openvino" and self.nms == "plugin":
+            require_openvino_plugin("--format openvino --nms plugin")
+
+    @property
+    def changes_decoding(self) -> bool:
+        """Whether something is asked for that decides which boxes come out."""
+        return self.agnostic_nms or any(value is not None for value in (self.conf, self.iou, self.max_det))
+
+    def apply(self, manifest: Manifest) -> Manifest:
+        """The manifest with the thresholds and limits that are asked for.
+
+        Raises:
+            UnsupportedError: where the detector has no NMS that could be made agnostic.
+        """
+        decode: DecodeSpec = manifest.decode
+        if self.max_det is not None:
+            decode = replace(decode, max_detections=self.max_det)
+        if self.agnostic_nms:
+            if decode.nms is None:
+                raise UnsupportedError(
+                    "--agnostic-nms", expected="a detector with NMS", got=manifest.variant, fix="leave it out"
+                )
+            decode = replace(decode, nms=replace(decode.nms, class_agnostic=True))
+        return replace(
+            manifest,
+            decode=decode,
+            score_threshold=manifest.score_threshold if self.conf is None else self.conf,
+            iou_threshold=manifest.iou_threshold if self.iou is None else self.iou,
+        )
+
+
+def _require(condition: bool, name: str, expected: str, got: Any) -> None:
+    if not condition:
+        raise InputError(name, expected=expected, got=repr(got), fix="pass one that fits")
