@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 import subprocess
+import sys
+import zlib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ import numpy as np
 import pytest
 
 from boxwright.core.decode_spec import AnchorDeltas, AnchorLevel, Distances, GridLevel, NmsSpec
+from boxwright.core.images import read_image
 from boxwright.core.preprocess import Preprocess
 from boxwright.runtimes.detector import Detector
 from models_for_tests import CLASS_NAMES, COLUMNS, HEIGHT, ROWS, STRIDE, WIDTH, colour_cells_manifest, save_colour_cells
@@ -40,7 +45,9 @@ ANCHORS = AnchorDeltas(
 )
 POINTS = Distances(
     num_classes=len(CLASS_NAMES),
-    levels=(GridLevel(grid_hw=(ROWS, COLUMNS), stride=float(STRIDE), offset=0.5, step_hw=(STRIDE - 1.0, STRIDE + 0.5)),),
+    levels=(
+        GridLevel(grid_hw=(ROWS, COLUMNS), stride=float(STRIDE), offset=0.5, step_hw=(STRIDE - 1.0, STRIDE + 0.5)),
+    ),
     nms=NMS,
 )
 MANIFESTS = {
@@ -56,47 +63,96 @@ MANIFESTS = {
 }
 
 
+ENGINES = ("openvino", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Program:
+    """The built example, and the engines that it has."""
+
+    path: Path
+    engines: tuple[str, ...]
+
+    def needs(self, engine: str) -> None:
+        if engine not in self.engines:
+            pytest.skip("no headers of ONNX Runtime: apt install libonnxruntime-dev, or set ONNXRUNTIME_ROOT")
+
+
 @pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def program(tmp_path_factory: pytest.TempPathFactory) -> Program:
     """`boxwright_detect`, built as docs/cpp.md says."""
     cmake = shutil.which("cmake")
     if cmake is None or not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         pytest.skip("no CMake or no C++ compiler, so the SDK cannot be built here")
     build = tmp_path_factory.mktemp("sdk")
-    engine = Path(openvino.__file__).parent / "cmake"
-    configured = _run([cmake, "-S", str(SOURCE), "-B", str(build), f"-DOpenVINO_DIR={engine}"])
+    configured = _run([cmake, "-S", str(SOURCE), "-B", str(build), f"-DPython3_EXECUTABLE={sys.executable}"])
     for library in ("JPEG", "PNG"):
         if f"Could NOT find {library}" in configured.stderr:
             pytest.skip(f"no development files of {library}: apt install libjpeg-dev libpng-dev")
     assert configured.returncode == 0, configured.stderr
     built = _run([cmake, "--build", str(build), "--parallel", "2"])
     assert built.returncode == 0, built.stdout + built.stderr
-    return build / "boxwright_detect"
+    assert "warning:" not in built.stderr
+    named = {"openvino": "on OpenVINO", "onnxruntime": "on ONNX Runtime"}
+    return Program(build / "boxwright_detect", tuple(name for name in ENGINES if named[name] in configured.stdout))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_it_detects_what_python_detects(program: Path, tmp_path: Path, name: str) -> None:
+def test_it_detects_what_python_detects(program: Program, tmp_path: Path, name: str, engine: str) -> None:
     model = save_colour_cells(tmp_path / "m.onnx", manifest=MANIFESTS[name])
     picture = _picture(tmp_path / "picture.png", (71, 131))
-    _check_same(program, model, picture, at_least=3)
+    _check_same(program, model, picture, engine=engine, at_least=3)
 
 
-@pytest.mark.parametrize("nms", ["none", "graph", "plugin"])
-def test_it_detects_in_a_photo_what_python_detects(program: Path, shared_dir: Path, tmp_path: Path, nms: str) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("form", ["none", "graph", "plugin", "graph of pixels", "none of pixels"])
+def test_it_detects_in_a_photo_what_python_detects(
+    program: Program, shared_dir: Path, tmp_path: Path, form: str, engine: str
+) -> None:
     from boxwright.export import ExportOptions, export
 
+    program.needs(engine)
     model = tmp_path / "m.onnx"
+    nms, _, pixels = form.partition(" of ")
     export(
         shared_dir / "weights" / "yolox_nano_coco.onnx",
         model,
         head="yolox",
         labels="coco",
         preprocess="yolox-legacy",
-        options=ExportOptions(nms=nms),  # type: ignore[arg-type]
+        options=ExportOptions(nms=nms, embed_preprocess=bool(pixels)),  # type: ignore[arg-type]
     )
     photos = sorted((shared_dir / "data" / "coco-tiny" / "val2017").glob("*.jpg"))
     for photo in photos[:3]:
-        _check_same(program, model, photo, at_least=1 if photo == photos[0] else 0, runs_here=nms != "plugin")
+        _check_same(program, model, photo, engine=engine, at_least=1 if photo == photos[0] else 0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_an_image_is_turned_by_its_exif_orientation(program: Program, tmp_path: Path, suffix: str, engine: str) -> None:
+    model = save_colour_cells(tmp_path / "m.onnx", manifest=MANIFESTS["letterbox"])
+    stored = _picture(tmp_path / f"stored{suffix}", (56, 96), patch=16).read_bytes()
+    answers = set()
+    for orientation in range(1, 9):
+        for order in "<>":
+            picture = tmp_path / f"turned{suffix}"
+            picture.write_bytes(_with_orientation(stored, orientation, order))
+            assert read_image(picture).shape == ((96, 56, 3) if orientation >= 5 else (56, 96, 3))
+            _check_same(program, model, picture, engine=engine, at_least=3)
+        answers.add(_run([str(program.path), str(model), str(picture)]).stdout)
+    assert len(answers) == 8
+
+
+def test_an_orientation_that_leads_nowhere_is_none(program: Program, tmp_path: Path) -> None:
+    model = save_colour_cells(tmp_path / "m.onnx", manifest=MANIFESTS["letterbox"])
+    stored = _picture(tmp_path / "stored.jpg", (56, 96), patch=16).read_bytes()
+    whole = _with_orientation(stored, 6, "<")
+    start = whole.index(b"Exif") + 6
+    for damage in (b"XX", b"II*\0\xff\xff\xff\x7f", b"II*\0\x08\0\0\0\xff\xff"):
+        picture = tmp_path / "damaged.jpg"
+        picture.write_bytes(whole[:start] + damage + b"\0" * (26 - len(damage)) + whole[start + 26 :])
+        _check_same(program, model, picture, engine="openvino", at_least=3)
 
 
 @pytest.mark.parametrize(
@@ -114,10 +170,22 @@ def test_it_detects_in_a_photo_what_python_detects(program: Path, shared_dir: Pa
         (["key.onnx", "picture.png"], "expected only known keys, got colour"),
         (["half.onnx", "picture.png"], "a JSON document"),
         (["none.onnx", "picture.png"], "DecodeNMS attribute max_detections: expected"),
+        (["m.onnx", "picture.png", "-0.1"], r"score_threshold: expected a number in [0, 1], got -0.1"),
+        (["m.onnx", "picture.png", "nan"], r"score_threshold: expected a number in [0, 1], got nan"),
+        (["iou.onnx", "picture.png"], r"iou_threshold: expected a number in [0, 1], got 2.0"),
+        (["coding.onnx", "picture.png"], "manifest.decode.box_coding: expected a known name, got polar"),
+        (["stage.onnx", "picture.png"], "manifest.stage: expected raw or boxes or detections, got half"),
+        (["kind.onnx", "picture.png"], "manifest.input_kind: expected tensor or pixels, got words"),
+        (["pixels.onnx", "picture.png"], "expected an input images (1, ?, ?, 3) of bytes, got (1, 3, 48, 64)"),
+        (["grid.onnx", "picture.png"], "expected the output class_logits of shape (1, 54, 3), got (1, 48, 3)"),
+        (["names.onnx", "picture.png"], "manifest.class_names: expected 3 names, got 2"),
+        (["m.onnx", "picture.png", "0.5", "abacus"], "engine: expected openvino"),
+        (["m.xml", "picture.png", "0.5", "openvino"], "m.xml: expected a model file"),
     ],
 )
-def test_bad_input_is_one_line(program: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_bad_input_is_one_line(program: Program, tmp_path: Path, arguments: list[str], message: str) -> None:
     text = colour_cells_manifest().to_json()
+    known = json.loads(text)
     manifests = {
         "m": text,
         "bare": "",
@@ -125,25 +193,46 @@ def test_bad_input_is_one_line(program: Path, tmp_path: Path, arguments: list[st
         "key": json.dumps({**json.loads(text), "colour": 1}),
         "half": text[: len(text) // 2],
         "none": text.replace('"max_detections": 5', '"max_detections": 0'),
+        "iou": json.dumps({**known, "iou_threshold": 2.0}),
+        "coding": text.replace('"yolox"', '"polar"'),
+        "stage": json.dumps({**known, "stage": "half"}),
+        "kind": json.dumps({**known, "input_kind": "words"}),
+        "pixels": json.dumps({**known, "input_kind": "pixels"}),
+        "grid": text.replace(f'"grid_hw": [{ROWS}, {COLUMNS}]', f'"grid_hw": [{ROWS}, {COLUMNS + 1}]'),
+        "names": json.dumps({**known, "class_names": known["class_names"][:2]}),
     }
     for name, manifest in manifests.items():
         save_colour_cells(tmp_path / f"{name}.onnx", manifest=manifest)
     (tmp_path / "cut.onnx").write_bytes((tmp_path / "m.onnx").read_bytes()[:-40])
     _picture(tmp_path / "picture.png", (30, 40))
     _picture(tmp_path / "thin.png", (1, 40))
-    finished = _run([str(program), *arguments], cwd=tmp_path)
-    assert finished.returncode == 2, finished
-    assert message in finished.stderr
-    assert finished.stderr.count("\n") == 1
-    assert finished.stdout == ""
+    engines = program.engines if len(arguments) == 2 else ("",)
+    for engine in engines:
+        given = [*arguments, "", engine] if engine else arguments
+        finished = _run([str(program.path), *given], cwd=tmp_path)
+        assert finished.returncode == 2, finished
+        assert message in finished.stderr
+        assert finished.stderr.count("\n") == 1
+        assert finished.stdout == ""
 
 
-def _check_same(program: Path, model: Path, picture: Path, *, at_least: int, runs_here: bool = True) -> None:
-    finished = _run([str(program), str(model), str(picture)])
+def test_what_onnx_runtime_cannot_open_is_one_line(program: Program, tmp_path: Path) -> None:
+    program.needs("onnxruntime")
+    _picture(tmp_path / "picture.png", (30, 40))
+    (tmp_path / "m.xml").write_text("<net></net>")
+    finished = _run([str(program.path), "m.xml", "picture.png", "", "onnxruntime"], cwd=tmp_path)
+    assert finished.returncode == 2
+    assert "m.xml: expected an ONNX file for ONNX Runtime" in finished.stderr
+
+
+def _check_same(program: Program, model: Path, picture: Path, *, engine: str, at_least: int) -> None:
+    program.needs(engine)
+    finished = _run([str(program.path), str(model), str(picture), "", engine])
     assert finished.returncode == 0, finished.stderr
     found: list[dict[str, Any]] = json.loads(finished.stdout)
-    # Python needs its own plugin for the node; ONNX Runtime runs it without one.
-    with Detector(model, backend="openvino" if runs_here else "onnxruntime") as detector:
+    # OpenVINO in Python needs its own plugin for the node; ONNX Runtime runs it without one.
+    has_node = b"DecodeNMS" in model.read_bytes()
+    with Detector(model, backend="onnxruntime" if has_node else engine) as detector:
         expected = detector(picture)
         names = [detector.class_names[class_id] for class_id in expected.class_ids]
     assert len(found) >= at_least
@@ -154,11 +243,30 @@ def _check_same(program: Path, model: Path, picture: Path, *, at_least: int, run
     np.testing.assert_allclose(boxes, expected.boxes_xyxy, atol=SDK_BOXES)
 
 
-def _picture(path: Path, size_hw: tuple[int, int]) -> Path:
-    """A lossless picture of coloured patches."""
-    patches = np.random.default_rng(3).integers(0, 256, (5, 7, 3), dtype=np.uint8)
-    cv2.imwrite(str(path), cv2.resize(patches, size_hw[::-1], interpolation=cv2.INTER_NEAREST))
+def _picture(path: Path, size_hw: tuple[int, int], patch: int | None = None) -> Path:
+    """A picture of coloured patches, 5 by 7 of them or of that many pixels a side."""
+    patches_hw = (5, 7) if patch is None else (-(-size_hw[0] // patch), -(-size_hw[1] // patch))
+    patches = np.random.default_rng(3).integers(0, 256, (*patches_hw, 3), dtype=np.uint8)
+    if patch is None:
+        image = cv2.resize(patches, size_hw[::-1], interpolation=cv2.INTER_NEAREST)
+    else:
+        image = patches.repeat(patch, 0).repeat(patch, 1)[: size_hw[0], : size_hw[1]]
+    cv2.imwrite(str(path), image)
     return path
+
+
+def _with_orientation(image: bytes, orientation: int, order: str) -> bytes:
+    """A JPEG or PNG file with that EXIF orientation, in that order of bytes."""
+    mark = b"II" if order == "<" else b"MM"
+    entry = struct.pack(f"{order}HHIHH", 0x0112, 3, 1, orientation, 0)
+    tiff = mark + struct.pack(f"{order}HIH", 42, 8, 1) + entry + struct.pack(f"{order}I", 0)
+    if image[:2] == b"\xff\xd8":
+        segment = b"Exif\0\0" + tiff
+        return image[:2] + b"\xff\xe1" + struct.pack(">H", len(segment) + 2) + segment + image[2:]
+    chunk = b"eXIf" + tiff
+    end_of_header = 8 + 25  # the signature, and the chunk IHDR
+    exif = struct.pack(">I", len(tiff)) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    return image[:end_of_header] + exif + image[end_of_header:]
 
 
 def _run(command: list[str], cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

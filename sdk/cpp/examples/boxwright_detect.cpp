@@ -1,25 +1,24 @@
-// boxwright_detect MODEL IMAGE [CONF]: prints the detections of a JPEG or PNG image as JSON.
+// boxwright_detect MODEL IMAGE [CONF [ENGINE]]: prints the detections of a JPEG or PNG image as JSON.
 #include <csetjmp>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <iostream>
-#include <memory>
+#include <iterator>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <jpeglib.h>
 #include <png.h>
 
 #include "boxwright/detector.hpp"
+#include "orientation.h"
 
 namespace {
 
-struct Picture {
-    std::vector<uint8_t> bgr;
-    int64_t height = 0;
-    int64_t width = 0;
-};
+using Bytes = std::vector<uint8_t>;
 
 struct JpegErrors {
     jpeg_error_mgr manager;
@@ -29,7 +28,7 @@ struct JpegErrors {
 void leave(j_common_ptr state) { std::longjmp(reinterpret_cast<JpegErrors*>(state->err)->jump, 1); }
 
 // Nothing with a destructor lives between setjmp and the jump but what the caller owns.
-bool read_jpeg(std::FILE* file, Picture& picture) {
+bool read_jpeg(const Bytes& file, Picture& picture, int& orientation) {
     jpeg_decompress_struct state;
     JpegErrors errors;
     state.err = jpeg_std_error(&errors.manager);
@@ -39,8 +38,14 @@ bool read_jpeg(std::FILE* file, Picture& picture) {
         return false;
     }
     jpeg_create_decompress(&state);
-    jpeg_stdio_src(&state, file);
+    jpeg_mem_src(&state, file.data(), static_cast<unsigned long>(file.size()));
+    jpeg_save_markers(&state, JPEG_APP0 + 1, 0xFFFF);
     jpeg_read_header(&state, TRUE);
+    for (jpeg_saved_marker_ptr marker = state.marker_list; marker != nullptr; marker = marker->next) {
+        if (marker->data_length > 6 && std::memcmp(marker->data, "Exif\0\0", 6) == 0) {
+            orientation = tiff_orientation(marker->data + 6, marker->data_length - 6);
+        }
+    }
     state.out_color_space = JCS_EXT_BGR;
     jpeg_start_decompress(&state);
     picture.height = state.output_height;
@@ -56,31 +61,33 @@ bool read_jpeg(std::FILE* file, Picture& picture) {
     return is_whole;
 }
 
-bool read_png(const char* path, Picture& picture) {
+bool read_png(const Bytes& file, Picture& picture, int& orientation) {
     png_image image;
     std::memset(&image, 0, sizeof image);
     image.version = PNG_IMAGE_VERSION;
-    if (png_image_begin_read_from_file(&image, path) == 0) return false;
+    if (png_image_begin_read_from_memory(&image, file.data(), file.size()) == 0) return false;
     image.format = PNG_FORMAT_BGR;
     picture.height = image.height;
     picture.width = image.width;
     picture.bgr.resize(PNG_IMAGE_SIZE(image));
+    orientation = png_orientation(file);
     return png_image_finish_read(&image, nullptr, picture.bgr.data(), 0, nullptr) != 0;
 }
 
+// As viewers show it, turned by its EXIF orientation.
 Picture read_picture(const char* path) {
-    const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(std::fopen(path, "rb"), std::fclose);
-    unsigned char head[2] = {0, 0};
-    if (!file || std::fread(head, 1, 2, file.get()) != 2) {
+    std::ifstream stream(path, std::ios::binary);
+    const Bytes file((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+    if (file.size() < 2) {
         throw boxwright::Error(std::string(path) + ": expected an image file, got none; check the path");
     }
-    std::rewind(file.get());
     Picture picture;
-    const bool is_jpeg = head[0] == 0xFF && head[1] == 0xD8;
-    if (!(is_jpeg ? read_jpeg(file.get(), picture) : read_png(path, picture))) {
+    int orientation = 1;
+    const bool is_jpeg = file[0] == 0xFF && file[1] == 0xD8;
+    if (!(is_jpeg ? read_jpeg(file, picture, orientation) : read_png(file, picture, orientation))) {
         throw boxwright::Error(std::string(path) + ": expected a whole JPEG or PNG image, got another; convert it");
     }
-    return picture;
+    return turned(std::move(picture), orientation);
 }
 
 std::string quoted(const std::string& text) {
@@ -107,13 +114,14 @@ void print(const std::vector<boxwright::Detection>& found, const std::vector<std
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc != 3 && argc != 4) {
-        std::cerr << "usage: boxwright_detect MODEL IMAGE [CONF]\n";
+    if (argc < 3 || argc > 5) {
+        std::cerr << "usage: boxwright_detect MODEL IMAGE [CONF [ENGINE]]\n";
         return 2;
     }
     try {
         boxwright::Options options;
-        if (argc == 4) {
+        if (argc == 5) options.engine = argv[4];
+        if (argc >= 4 && *argv[3] != '\0') {
             char* end = nullptr;
             options.score_threshold = std::strtof(argv[3], &end);
             if (end == argv[3] || *end != '\0') {

@@ -17,19 +17,27 @@ constexpr int64_t kMinSide = 2;
     throw Error("manifest." + what + ": expected " + expected + ", got " + got + "; export the model for the C++ SDK");
 }
 
+void require_one_of(const std::string& what, const std::string& got, const std::vector<std::string>& names) {
+    if (std::find(names.begin(), names.end(), got) != names.end()) return;
+    std::string expected;
+    for (const std::string& name : names) expected += (expected.empty() ? "" : " or ") + name;
+    unsupported(what, expected, got);
+}
+
 template <typename Enum>
 void parse_name(const json::Value& value, const char* key, Enum& result) {
     if (!parse(value.text_at(key), result)) unsupported(std::string("decode.") + key, "a known name", value.text_at(key));
 }
 
-Preprocess read_preprocess(const json::Value& value) {
+// What the graph does itself need not be known here.
+Preprocess read_preprocess(const json::Value& value, bool is_in_graph) {
     value.require_only("preprocess", {"size_hw", "resize", "pad_value", "channel_order", "scale", "mean", "std",
                                       "shortest_edge", "max_size", "divisor", "pixel_mask", "interpolation",
                                       "resize_in_float"});
     if (value.at("size_hw").is_null()) unsupported("preprocess.size_hw", "a fixed size", "none");
-    if (value.boolean_at("pixel_mask")) unsupported("preprocess.pixel_mask", "false", "true");
-    if (value.boolean_at("resize_in_float")) unsupported("preprocess.resize_in_float", "false", "true");
-    if (value.text_at("interpolation") != "linear") {
+    if (value.boolean_at("pixel_mask") && !is_in_graph) unsupported("preprocess.pixel_mask", "false", "true");
+    if (value.boolean_at("resize_in_float") && !is_in_graph) unsupported("preprocess.resize_in_float", "false", "true");
+    if (value.text_at("interpolation") != "linear" && !is_in_graph) {
         unsupported("preprocess.interpolation", "linear", value.text_at("interpolation"));
     }
     Preprocess preprocess;
@@ -185,10 +193,16 @@ Manifest read_manifest(const std::string& text) {
                                  "calibration", "verification", "schema_version"});
     Manifest manifest;
     for (const json::Value& name : value.list_at("class_names")) manifest.class_names.push_back(name.text);
-    if (value.text_at("input_kind") != "tensor") unsupported("input_kind", "tensor", value.text_at("input_kind"));
-    manifest.preprocess = read_preprocess(value.at("preprocess"));
-    read_decode(value.at("decode"), manifest);
+    require_one_of("input_kind", value.text_at("input_kind"), {"tensor", "pixels"});
+    require_one_of("stage", value.text_at("stage"), {"raw", "boxes", "detections"});
+    manifest.takes_pixels = value.text_at("input_kind") == "pixels";
     manifest.gives_detections = value.text_at("stage") == "detections";
+    manifest.preprocess = read_preprocess(value.at("preprocess"), manifest.takes_pixels);
+    read_decode(value.at("decode"), manifest);
+    const long long num_classes = value.at("decode").integer_at("num_classes");
+    if (num_classes != static_cast<long long>(manifest.class_names.size())) {
+        unsupported("class_names", std::to_string(num_classes) + " names", std::to_string(manifest.class_names.size()));
+    }
     manifest.score_threshold = static_cast<float>(value.number_at("score_threshold"));
     manifest.iou_threshold = static_cast<float>(value.number_at("iou_threshold"));
     return manifest;

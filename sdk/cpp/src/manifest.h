@@ -27,10 +27,16 @@ struct Manifest {
     Preprocess preprocess;
     DecodeNmsAttributes attributes;
     std::vector<float> priors;  // (N, 4); empty where the graph gives them or the coding needs none
+    bool takes_pixels = false;      // the graph preprocesses, and its detections are in pixels of the image
     bool gives_detections = false;
     bool has_nms = false;
     float score_threshold = 0.0f;
     float iou_threshold = 0.0f;
+
+    int64_t num_anchors() const { return priors.empty() ? -1 : static_cast<int64_t>(priors.size() / 4); }  // -1: open
+    int64_t num_logits() const {
+        return static_cast<int64_t>(class_names.size()) + (attributes.background_class >= 0 ? 1 : 0);
+    }
 };
 
 // Throws Error where the text is no manifest, or one that this SDK cannot run.
