@@ -242,6 +242,7 @@ uint64_t check_decode_nms(const uint8_t* data, size_t size) {
     }
     check_outputs(expected, attributes, inputs);
     for (const InstructionSet instruction_set : available_instruction_sets()) {
+        if (instruction_set == InstructionSet::plain && num_threads == 1) continue;  // that is what is expected
         Outputs outputs(inputs.batch_size, attributes.max_detections);
         decode_nms(attributes, inputs, outputs.pointers(), workspace, 1, instruction_set);
         require(outputs.equals(expected), "all instruction sets give the same");
@@ -296,6 +297,7 @@ uint64_t check_letterbox(const uint8_t* data, size_t size) {
         require(value >= 0.0f && value <= 255.0f && value == std::floor(value), "all values are grey levels");
     }
     for (const InstructionSet instruction_set : available_instruction_sets()) {
+        if (instruction_set == InstructionSet::plain) continue;  // that is what is expected
         std::vector<float> canvas(canvas_size, -7.0f);
         letterbox(image, parameters, canvas.data(), workspace, instruction_set);
         require(canvas == expected, "all instruction sets give the same");

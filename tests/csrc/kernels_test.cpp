@@ -1,16 +1,18 @@
 // What the Python tests cannot see of the kernels: memory beyond the arrays (under AddressSanitizer), allocations, and
 // the accuracy of the elementary functions. Build it with -DBOXWRIGHT_TESTS=ON, and -DBOXWRIGHT_SANITIZE=ON.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
-#include <cstring>
 #include <limits>
 #include <memory>
 #include <new>
 #include <random>
 #include <stdexcept>
+#include <string>
 #include <vector>
 
+#include "case_file.h"
 #include "check.h"
 #include "decode_nms.h"
 #include "fuzz/random_case.h"
@@ -209,6 +211,48 @@ TEST(a_workspace_that_has_grown_allocates_no_more) {
     }
 }
 
+// Each rule of scores, top-k and suppression has buffers of its own.
+TEST(no_rule_allocates_in_steady_state) {
+    int num_found = 0;
+    for (int rules = 0; rules < 2 * 3 * 3 * 64; ++rules) {
+        const int flags = rules / 18;
+        Call call = make_call(600, (rules & 1) != 0, (flags & 1) != 0, static_cast<unsigned>(rules));
+        DecodeNmsAttributes& attributes = call.attributes;
+        attributes.score_activation = static_cast<Activation>(rules / 2 % 3);
+        attributes.score_combination = static_cast<Combination>(rules / 6 % 3);
+        if (attributes.score_combination == Combination::none) call.inputs.objectness = {};
+        attributes.class_agnostic = (flags & 2) != 0;
+        attributes.pre_nms_top_k = (flags & 4) != 0 ? 100 : 0;
+        attributes.top_k_scope = (flags & 8) != 0 ? TopKScope::class_ : TopKScope::image;
+        attributes.with_nms = (flags & 16) == 0;
+        attributes.background_class = (flags & 32) != 0 ? 3 : -1;
+        DecodeNmsWorkspace workspace;
+        decode_nms(attributes, call.inputs, call.outputs(), workspace);
+        num_found += call.out_counts[1] > 0;
+        const long before = num_allocations;
+        decode_nms(attributes, call.inputs, call.outputs(), workspace);
+        CHECK(num_allocations == before);
+    }
+    CHECK(num_found > 1000);
+}
+
+TEST(what_threads_allocate_does_not_grow_with_the_input) {
+    const auto allocations_of = [](int64_t num_anchors) {
+        DecodeNmsWorkspace workspace;
+        Call call = make_call(num_anchors, false, true, 50);
+        // Which thread takes which image is chance; after many calls every one has taken all of them.
+        for (int round = 0; round < 40; ++round) decode_nms(call.attributes, call.inputs, call.outputs(), workspace, 3);
+        long fewest = std::numeric_limits<long>::max();
+        for (int round = 0; round < 20; ++round) {
+            const long before = num_allocations;
+            decode_nms(call.attributes, call.inputs, call.outputs(), workspace, 3);
+            fewest = std::min<long>(fewest, num_allocations - before);
+        }
+        return fewest;
+    };
+    CHECK(allocations_of(4000) == allocations_of(40));
+}
+
 TEST(the_letterbox_allocates_no_more_either) {
     const std::vector<uint8_t> pixels(3 * 90 * 120, 77);
     const ImageView image = {pixels.data(), 90, 120, 360};
@@ -316,16 +360,27 @@ int replay(const char* path, uint64_t (*check)(const uint8_t*, size_t)) {
 }  // namespace
 }  // namespace boxwright
 
-// Usage: kernels_test [decode_nms CORPUS] [letterbox CORPUS]
+// Usage: kernels_test [--replay-only] [decode_nms CORPUS] [letterbox CORPUS] [cases FILE]
 int main(int num_arguments, char** arguments) {
+    const bool replays_only = num_arguments > 1 && std::string(arguments[1]) == "--replay-only";
     std::printf("instruction sets:");
     for (const auto set : boxwright::available_instruction_sets()) std::printf(" %s", boxwright::name_of(set));
     std::printf("\n");
-    int status = run_all_tests();
-    for (int i = 1; i + 1 < num_arguments; i += 2) {
-        const bool is_decode_nms = std::strcmp(arguments[i], "decode_nms") == 0;
-        const auto check = is_decode_nms ? boxwright::fuzz::check_decode_nms : boxwright::fuzz::check_letterbox;
-        status |= boxwright::replay(arguments[i + 1], check);
+    int status = replays_only ? 0 : run_all_tests();
+    for (int i = replays_only ? 2 : 1; i + 1 < num_arguments; i += 2) {
+        try {
+            const std::string kind = arguments[i];
+            if (kind == "cases") {
+                status |= boxwright::replay_cases(arguments[i + 1]);
+            } else {
+                const bool is_letterbox = kind == "letterbox";
+                status |= boxwright::replay(arguments[i + 1], is_letterbox ? boxwright::fuzz::check_letterbox
+                                                                           : boxwright::fuzz::check_decode_nms);
+            }
+        } catch (const std::exception& error) {
+            std::printf("%s: %s\n", arguments[i + 1], error.what());
+            status = 1;
+        }
     }
     return status;
 }
