@@ -216,8 +216,9 @@ def _class_count(network: DarknetNetwork, rules: list[HeadRules]) -> int:
                 f"{width} channels",
             )
         # Its `map` chooses classes of another data set when Darknet evaluates; it is no part of the network.
-        if head.section.text("new_coords", "0") != "0":
-            raise head.section.error("no new_coords", head.section.options["new_coords"], "use a head without it")
+        head.section.refuse("new_coords", "background")
+        if rule.is_region and (head.section.integer("coords", 4) != 4 or head.section.integer("softmax", 0) != 1):
+            raise head.section.error("coords=4 and softmax=1", "others", "use a head of YOLOv2 or YOLO9000")
         if rule.tree is not None and len(rule.tree.names) != classes:
             raise head.section.error(f"a tree of {classes} classes", f"{len(rule.tree.names)} nodes")
         counts.add(classes)

@@ -53,6 +53,12 @@ class Section:
         """An option as numbers separated by commas; none where it is missing."""
         return tuple(float(value) for value in self._list(key, float, "numbers"))
 
+    def refuse(self, *keys: str) -> None:
+        """Raise `CheckpointError` where one of these options is set to anything but 0: each would change the result."""
+        for key in keys:
+            if self.text(key, "0") not in ("0", "0.0"):
+                raise self.error(f"no {key}", f"{key}={self.options[key]}", "use a network without it")
+
     def error(self, expected: str, got: str, fix: str = "correct the .cfg") -> CheckpointError:
         """An error that names this section."""
         return CheckpointError(f"{self.source}:{self.line} [{self.name}]", expected=expected, got=got, fix=fix)

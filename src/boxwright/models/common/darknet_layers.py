@@ -16,6 +16,8 @@ from boxwright.models.common.darknet_files import Section
 # Darknet's leaky ReLU and the epsilon of its batch normalisation.
 LEAKY_SLOPE = 0.1
 BATCH_NORM_EPSILON = 1e-6
+# Kernels that are turned or bent in training; none of the detectors has them.
+_ASSISTED_KERNELS = ("deform", "sway", "rotate", "stretch", "stretch_sway")
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
     "leaky": lambda: nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
@@ -40,6 +42,7 @@ class Convolution(nn.Sequential):
     """`[convolutional]`: convolution, batch normalisation where asked for, activation."""
 
     def __init__(self, section: Section, in_channels: int) -> None:
+        section.refuse("binary", "xnor", "share_index", "antialiasing", "stride_x", "stride_y", *_ASSISTED_KERNELS)
         size, groups = section.integer("size", 1), section.integer("groups", 1)
         filters, dilation = section.integer("filters", 1), section.integer("dilation", 1)
         stride = section.integer("stride", 1)
@@ -67,6 +70,7 @@ class MaxPool(nn.Module):
 
     def __init__(self, section: Section) -> None:
         super().__init__()
+        section.refuse("maxpool_depth", "antialiasing", "stride_x", "stride_y")
         self.stride = section.integer("stride", 1)
         self.size = section.integer("size", self.stride)
         self.padding = section.integer("padding", self.size - 1)
@@ -153,7 +157,10 @@ class Upsample(nn.Module):
 
     def __init__(self, section: Section) -> None:
         super().__init__()
+        section.refuse("reverse")
         self.stride = section.integer("stride", 2)
+        if self.stride < 1:  # Darknet reads a negative one as a step down
+            raise section.error("a positive stride", str(self.stride))
         self.scale = section.number("scale", 1.0)
 
     def forward(self, features: Tensor) -> Tensor:
