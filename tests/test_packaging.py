@@ -61,7 +61,8 @@ def test_the_wheel_holds_the_package_and_its_kernels(wheel: Path) -> None:
     assert sources <= set(names)
     assert "boxwright/py.typed" in names
     # What `boxwright doctor --build-plugins` compiles on the machine of the engine.
-    for name in ("CMakeLists.txt", "kernels.cmake", "plugin_openvino.cpp", "decode_nms.h", "letterbox.cpp"):
+    built = ("plugin_openvino.cpp", "plugin_tensorrt.cpp", "decode_nms_cuda.cu", "cuda/scan.h", "letterbox.cpp")
+    for name in ("CMakeLists.txt", "kernels.cmake", "decode_nms.h", *built):
         assert f"boxwright/csrc/{name}" in names
     assert not any("fuzz" in name for name in names)
     assert {name.partition("/")[0] for name in names} == {"boxwright", f"boxwright-{boxwright.__version__}.dist-info"}

@@ -68,7 +68,7 @@ def plugin() -> Path:
     """The library, compiled where the cache does not have it."""
     if not any(shutil.which(name) for name in ("c++", "g++", "clang++")):
         pytest.skip("no C++ compiler, so no plugin can be built here")
-    return build_openvino_plugin()
+    return build_openvino_plugin()[0]
 
 
 @pytest.fixture
@@ -201,12 +201,13 @@ def test_doctor_says_where_the_plugin_is(plugin: Path, capsys: pytest.CaptureFix
     from boxwright.cli.main import main
 
     assert main(["doctor", "--build-plugins", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {"plugins": {"openvino": {"path": str(plugin), "built_now": False}}}
+    plugins = json.loads(capsys.readouterr().out)["plugins"]
+    assert plugins["openvino"] == {"path": str(plugin), "built_now": False, "problem": None}
 
 
 def test_a_build_that_cannot_be_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("boxwright.runtimes.openvino_plugin._program", lambda name: None)
+    monkeypatch.setattr("boxwright.runtimes.plugin_build.find_program", lambda name: None)
     with pytest.raises(UnsupportedError, match="expected the program cmake") as caught:
         build_openvino_plugin()
     assert "\n" not in str(caught.value)

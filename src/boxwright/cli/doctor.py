@@ -24,7 +24,9 @@ def doctor(
     ] = None,
     build_plugins: Annotated[
         bool,
-        typer.Option("--build-plugins", help="Compile what exports with --nms plugin need, against this OpenVINO."),
+        typer.Option(
+            "--build-plugins", help="Compile what exports with --nms plugin need, for this OpenVINO and this TensorRT."
+        ),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -62,22 +64,38 @@ def _examine_machine(as_json: bool) -> None:
 
 
 def _build_plugins(as_json: bool) -> None:
-    """Compile the engines' plugins, unless that was done before."""
+    """Compile the plugins of the engines that are here, unless that was done before."""
     from boxwright.cli._output import stderr_console
-    from boxwright.runtimes.openvino_plugin import build_openvino_plugin, find_openvino_plugin
+    from boxwright.core.errors import InputError, UnsupportedError
+    from boxwright.runtimes.openvino_plugin import build_openvino_plugin
+    from boxwright.runtimes.plugin_build import BUILD_COMMAND
+    from boxwright.runtimes.tensorrt_plugin import build_tensorrt_plugin
 
-    try:
-        is_there = find_openvino_plugin() is not None
-    except ImportError:
-        is_there = False
-    if not is_there:
-        stderr_console().print("compiling the OpenVINO plugin, which takes about a minute", highlight=False)
-    library = build_openvino_plugin()
+    stderr_console().print("a plugin that was not built before takes about a minute to compile", highlight=False)
+    plugins: dict[str, dict[str, str | bool | None]] = {}
+    for engine, build in (("openvino", build_openvino_plugin), ("tensorrt", build_tensorrt_plugin)):
+        try:
+            library, is_new = build()
+        except InputError as error:
+            plugins[engine] = {"path": None, "built_now": False, "problem": str(error)}
+        else:
+            plugins[engine] = {"path": str(library), "built_now": is_new, "problem": None}
+    if all(plugin["path"] is None for plugin in plugins.values()):
+        raise UnsupportedError(
+            BUILD_COMMAND,
+            expected="OpenVINO or TensorRT, and what its plugin is built with",
+            got="; ".join(f"for {engine}: {plugin['problem']}" for engine, plugin in plugins.items()),
+            fix="mend what is said of the engine that you use",
+        )
     if as_json:
-        print_json({"plugins": {"openvino": {"path": str(library), "built_now": not is_there}}})
+        print_json({"plugins": plugins})
         return
-    status = "was built before" if is_there else "built"
-    stdout_console().print(f"plugin openvino: {status}: {library}", highlight=False, markup=False, soft_wrap=True)
+    for engine, plugin in plugins.items():
+        status = "built" if plugin["built_now"] else "was built before"
+        line = f"plugin {engine}: {status}: {plugin['path']}"
+        if plugin["problem"] is not None:
+            line = f"plugin {engine}: not built: {plugin['problem']}"
+        stdout_console().print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def _machine_lines(machine: Machine) -> list[str]:
