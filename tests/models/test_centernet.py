@@ -27,6 +27,7 @@ from boxwright.models.common.heatmap import (
     splat_heatmap,
     splat_radii,
 )
+from boxwright.models.common.upsampling_necks import AggregationNode
 from tolerances import RAW_HEADS
 
 SIZE_HW = (64, 96)
@@ -105,6 +106,13 @@ def test_only_peaks_keep_their_logit() -> None:
     assert peaks[0, 0, 3, 0] == -6  # as large as all around it
     scores = (1 / (1 + torch.exp(-torch.tensor(NO_PEAK)))).item()
     assert scores == 0
+
+
+def test_aggregation_starts_as_bilinear_enlargement() -> None:
+    enlarge = AggregationNode(3, 3).enlarge
+    features = torch.arange(3 * 6 * 5.0).view(1, 3, 6, 5)  # a slope, which interpolation continues exactly
+    expected = functional.interpolate(features, scale_factor=2.0, mode="bilinear", align_corners=False)
+    torch.testing.assert_close(enlarge(features)[..., 1:-1, 1:-1], expected[..., 1:-1, 1:-1])
 
 
 def test_ideal_heads_have_no_box_loss_and_decode_to_the_objects() -> None:
