@@ -139,6 +139,7 @@ def _export(source: Path, target: Path, options: SourceOptions, settings: Mappin
         from boxwright.export import ExportOptions, export
     except ModuleNotFoundError as error:
         raise MissingDependencyError(error.name or "onnx", extra="export", needed_for="exporting") from error
+    target.parent.mkdir(parents=True, exist_ok=True)
     export(
         source,
         target,
