@@ -26,15 +26,17 @@ VOC = tuple(
 _COCO_GAPS = frozenset({0, 12, 26, 29, 30, 45, 66, 68, 69, 71, 83})
 _coco_names = iter(COCO)
 COCO91 = tuple(f"unused {number}" if number in _COCO_GAPS else next(_coco_names) for number in range(91))
-BUILT_IN = {"coco": COCO, "coco91": COCO91, "voc": VOC}
+# Where the head counts its background apart from the classes, there is no 0.
+COCO90 = COCO91[1:]
+BUILT_IN = {"coco": COCO, "coco90": COCO90, "coco91": COCO91, "voc": VOC}
 
 
 def load_labels(labels: str) -> tuple[str, ...]:
     """Class names in the order of the class ids.
 
     Args:
-        labels: `coco`, `coco91` (by COCO's category number, gaps included), `voc`, a text file with a name a line, or
-            names separated by commas.
+        labels: `coco`, `coco91` (by COCO's category number, gaps included), `coco90` (the same from 1 on), `voc`, a
+            text file with a name a line, or names separated by commas.
 
     Raises:
         InputError: where the file cannot be read, or a name is empty or there twice.
@@ -55,7 +57,7 @@ def load_labels(labels: str) -> tuple[str, ...]:
     else:
         raise InputError(
             "--labels",
-            expected="coco, coco91, voc, a text file with a name a line, or names separated by commas",
+            expected="coco, coco90, coco91, voc, a text file with a name a line, or names separated by commas",
             got=repr(labels),
             fix="pass one of these",
         )
