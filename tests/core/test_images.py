@@ -126,6 +126,13 @@ def test_other_formats_cut_off_are_refused_without_noise(suffix: str, capfd: pyt
     assert capfd.readouterr().err == ""
 
 
+def test_samples_that_are_no_grey_levels_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "heat.tiff"
+    cv2.imwrite(str(path), np.full((20, 30, 3), 0.5, np.float32))
+    with pytest.raises(ImageError, match=r"heat.tiff: expected .* 8 or 16 bits, got .* samples of float32; scale it"):
+        read_image(path)
+
+
 def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 

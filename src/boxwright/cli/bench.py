@@ -171,7 +171,7 @@ def _run(
         stderr_console().print(f"report: {paths}", highlight=False, soft_wrap=True)
     if as_json:
         print_json(to_jsonable(run.report))
-    else:
+    elif any(row.status == "measured" for row in run.report.results):
         _print_report(run.report)
     _give_answer(run)
 
@@ -208,9 +208,12 @@ def _give_answer(run: BenchRun) -> None:
         raise KeyboardInterrupt
     failed = [row for row in report.results if row.status in ("failed", "crashed", "timeout")]
     if not any(row.status == "measured" for row in report.results):
-        first = report.results[0]
+        # Each reason was printed when it was met.
         raise InputError(
-            "candidates", expected="at least one that can be measured", got=f"{first.reason}", fix="mend or replace it"
+            "candidates",
+            expected="at least one that can be measured",
+            got=f"none of {len(report.results)}",
+            fix="mend or replace them, as the lines above say",
         )
     if failed:
         raise AnswerIsNoError("not all were measured: " + "; ".join(f"{row.name}: {row.reason}" for row in failed))

@@ -83,7 +83,7 @@ def decode_image(data: bytes, name: str = "image") -> Image:
     except cv2.error as error:  # e.g. more pixels than OpenCV allows
         raise _broken(name, f"one that OpenCV refuses ({error.err})") from error
     if image is None:
-        raise _broken(name, f"{len(data)} bytes that do not decode (they begin with {data[:8]!r})")
+        raise _undecoded(data, name)
     return np.asarray(image, dtype=np.uint8)
 
 
@@ -138,6 +138,23 @@ _QUIET = QuietOpenCV()
 def quiet_opencv() -> QuietOpenCV:
     """A context manager that silences OpenCV's own messages; see `QuietOpenCV`."""
     return _QUIET
+
+
+def _undecoded(data: bytes, name: str) -> ImageError:
+    """Why OpenCV gives no picture: the file is none, or its samples are not whole numbers of 8 or 16 bits."""
+    try:
+        with _QUIET:
+            samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    except cv2.error:
+        samples = None
+    if samples is None or samples.dtype in (np.uint8, np.uint16):
+        return _broken(name, f"{len(data)} bytes that do not decode (they begin with {data[:8]!r})")
+    return ImageError(
+        name,
+        expected="an image with samples of 8 or 16 bits",
+        got=f"an image with samples of {samples.dtype}",
+        fix="scale it to 0..255 and save it with 8 bits a sample",
+    )
 
 
 def _broken(name: str, got: str) -> ImageError:
