@@ -55,11 +55,23 @@ def constant_chain() -> onnx.ModelProto:
     return model_of(nodes, [constant("one", 3, 1, 1), constant("two", 3, 1, 1)], ["out"])
 
 
+def two_slices() -> onnx.ModelProto:
+    """The halves of the last axis, of which the optimizer makes a Split."""
+    nodes = [
+        helper.make_node("Transpose", ["images"], ["turned"], perm=[1, 2, 3, 0]),
+        helper.make_node("Slice", ["turned", "1", "2", "3"], ["second"]),
+        helper.make_node("Slice", ["turned", "0", "1", "3"], ["first"]),
+        helper.make_node("Sub", ["first", "second"], ["out"]),
+    ]
+    return model_of(nodes, [numpy_helper.from_array(np.array([value]), str(value)) for value in range(4)], ["out"])
+
+
 MODELS = {
     "convolution and normalisation": lambda: conv_and_norm(),
     "with a bias": lambda: conv_and_norm(bias=True),
     "read twice": lambda: conv_and_norm(second_reader=True),
     "constants": constant_chain,
+    "two slices": two_slices,
 }
 
 
