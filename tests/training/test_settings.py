@@ -7,7 +7,7 @@ import pytest
 
 from boxwright.cli.main import main
 from boxwright.core.errors import InputError
-from boxwright.training import Augmentation, TrainConfig
+from boxwright.training import Augmentation, TrainConfig, train
 from boxwright.training.settings import merge_settings, read_settings, settings_to_json
 
 CONFIG = TrainConfig(
@@ -70,6 +70,9 @@ def test_the_family_decides_where_nothing_was_given() -> None:
     suggested = {"ssd_crop": 1.0, "mosaic": 0.0, "mixup": 0.0}
     assert plain.resolved(suggested) == Augmentation(mosaic=0.0, mixup=0.0, ssd_crop=1.0)
     assert Augmentation(mixup=0.3).resolved(suggested).mixup == 0.3
+    cropped = Augmentation(ssd_crop=1.0).resolved()
+    assert (cropped.mosaic, cropped.mixup) == (0.0, 0.1) and cropped.resolved() == cropped
+    assert Augmentation(ssd_crop=0.5).resolved(suggested).mosaic == 0.0
     assert Augmentation(mosaic9=0.8).resolved().mosaic == pytest.approx(0.2)
     with pytest.raises(InputError, match="an --ssd-crop below 1 beside it"):
         Augmentation(mosaic=0.5).resolved(suggested)
@@ -137,3 +140,10 @@ def test_every_extra_reaches_the_run_from_the_command_line(
     assert json.loads(report.out)["epochs_done"] == 1
     for told in ("frozen", "DropBlock follows", "look back over 3 batches", "input sizes from"):
         assert told in report.err, told
+
+
+def test_an_unknown_model_is_refused_before_anything_is_read_or_written(tmp_path: Path) -> None:
+    config = TrainConfig(data=tmp_path / "absent", model="abacus-nano", out=tmp_path / "run")
+    with pytest.raises(InputError, match="abacus-nano"):
+        train(config, show_progress=False)
+    assert not (tmp_path / "run").exists()

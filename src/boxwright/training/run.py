@@ -97,6 +97,7 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> TrainResult:
         OutputError: where the results cannot be written.
         AnswerIsNoError: where training diverges.
     """
+    default_size_hw(config.model)  # refuses a name that there is not, before anything is read or written
     device = choose_device(config.device)
     saved = read_saved_run(config) if config.resume else None
     _prepare_folder(config)
