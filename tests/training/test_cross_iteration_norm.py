@@ -12,8 +12,9 @@ from boxwright.models import Targets, build_model
 from boxwright.training.cross_iteration_norm import (
     CrossIterationNorm2d,
     fold_cross_iteration_norm,
+    forget_past_batches,
     insert_cross_iteration_norm,
-    start_epoch_of_norm,
+    look_back,
 )
 
 EXAMPLE = torch.zeros(1, 3, 12, 10)
@@ -32,7 +33,7 @@ def norm_of(network: nn.Module) -> CrossIterationNorm2d:
 def test_the_first_batch_is_normalised_as_usual() -> None:
     plain, crossed = small_network(), small_network()
     assert insert_cross_iteration_norm(crossed, 4, EXAMPLE) == ("1",)
-    start_epoch_of_norm(crossed, is_active=True)
+    look_back(crossed, is_active=True)
     images = torch.randn(2, 3, 12, 10)
     expected, found = plain.train()(images), crossed.train()(images)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
@@ -48,7 +49,7 @@ def test_earlier_statistics_are_those_of_todays_weights_to_first_order() -> None
     """The mean is linear in the weights, so its compensation is exact; squares are off by the change squared."""
     network = small_network()
     insert_cross_iteration_norm(network, 2, EXAMPLE)
-    start_epoch_of_norm(network, is_active=True)
+    look_back(network, is_active=True)
     convolution, norm = network[0], norm_of(network)
     first, second = torch.randn(2, 3, 12, 10), torch.randn(2, 3, 12, 10) * 2 + 1
     network.train()(first)
@@ -82,7 +83,7 @@ def test_it_is_a_plain_layer_in_evaluation_while_inactive_and_after_folding() ->
     for _ in range(2):  # inactive
         torch.testing.assert_close(network.train()(images), plain.train()(images))
     assert not norm_of(network)._past
-    start_epoch_of_norm(network, is_active=True)
+    look_back(network, is_active=True)
     for _ in range(3):
         network(torch.randn(2, 3, 12, 10) + 2)
     assert list(network.state_dict()) == list(plain.state_dict())
@@ -91,16 +92,15 @@ def test_it_is_a_plain_layer_in_evaluation_while_inactive_and_after_folding() ->
     fold_cross_iteration_norm(network)
     assert type(network[1]) is nn.BatchNorm2d
     torch.testing.assert_close(network(images), plain(images))
-    start_epoch_of_norm(network, is_active=True)
 
 
 def test_an_epoch_begins_without_memory() -> None:
     network = small_network()
     insert_cross_iteration_norm(network, 3, EXAMPLE)
-    start_epoch_of_norm(network, is_active=True)
+    look_back(network, is_active=True)
     network.train()(torch.randn(2, 3, 12, 10))
     assert len(norm_of(network)._past) == 1
-    start_epoch_of_norm(network, is_active=True)
+    forget_past_batches(network)
     assert not norm_of(network)._past
 
 
@@ -118,7 +118,7 @@ def test_joint_statistics_vary_less_than_those_of_one_small_batch() -> None:
     torch.manual_seed(1)
     network = small_network()
     insert_cross_iteration_norm(network, 8, EXAMPLE)
-    start_epoch_of_norm(network, is_active=True)
+    look_back(network, is_active=True)
     norm, images = norm_of(network), torch.randn(64, 3, 12, 10) + torch.randn(64, 1, 1, 1)
     true_mean = network[0](images).mean(dim=(0, 2, 3)).detach()
     alone, joint = [], []
@@ -139,7 +139,7 @@ def test_detectors_train_with_it(variant: str) -> None:
     replaced = insert_cross_iteration_norm(model, 3, torch.zeros(1, 3, 64, 64))
     assert len(replaced) > 10 and list(model.state_dict()) == keys
     torch.testing.assert_close(model.eval()(torch.ones(1, 3, 64, 64))["class_logits"], plain_output)
-    start_epoch_of_norm(model.train(), is_active=True)
+    look_back(model.train(), is_active=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
     images = torch.randn(2, 3, 64, 64)
     targets = Targets(

@@ -81,6 +81,33 @@ def test_strong_images_fill_the_canvas_and_boxes_stay_inside(shapes: Dataset, ep
     assert len(labeled.boxes_xyxy) == len(labeled.class_ids)
 
 
+@pytest.mark.parametrize("name", ["yolox", "darknet"])
+def test_ssds_crop_fills_the_canvas_and_rests_in_the_final_phase(shapes: Dataset, name: str) -> None:
+    samples = train_dataset(shapes, name=name, ssd_crop=1.0)
+    sizes = set()
+    for epoch in range(12):
+        labeled = samples[SampleKey(epoch, 3, True)].labeled
+        assert labeled.size_hw == SIZE_HW
+        assert (labeled.boxes_xyxy >= 0).all() and (labeled.boxes_xyxy <= [96, 64, 96, 64]).all()
+        again = samples[SampleKey(epoch, 3, True)].labeled
+        np.testing.assert_array_equal(labeled.image, again.image)
+        sizes |= {tuple(np.round(side).tolist()) for side in labeled.boxes_xyxy[:, 2:] - labeled.boxes_xyxy[:, :2]}
+    assert len(sizes) > 12  # enlarged and cropped in many ways
+    plain = train_dataset(shapes, name=name)
+    np.testing.assert_array_equal(
+        samples[SampleKey(1, 3, False)].labeled.image, plain[SampleKey(1, 3, False)].labeled.image
+    )
+
+
+@pytest.mark.parametrize("augmentation", [{"mosaic9": 1.0}, {"copy_paste": 1.0}, {"mixup": 1.0, "ssd_crop": 1.0}])
+def test_what_is_asked_for_shows_in_the_images(shapes: Dataset, augmentation: dict[str, float]) -> None:
+    counts = []
+    for changes in ({"mixup": 0.0}, {"mixup": 0.0, **augmentation}):
+        samples = train_dataset(shapes, mosaic=0.0, **changes)
+        counts.append(sum(len(samples[SampleKey(0, index, True)].labeled.class_ids) for index in range(24)))
+    assert counts[1] > counts[0]
+
+
 def test_crowds_are_no_targets(shapes: Dataset) -> None:
     sample = next(sample for sample in shapes.samples if len(sample) >= 2)
     crowd = np.zeros(len(sample), dtype=bool)

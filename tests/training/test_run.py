@@ -275,6 +275,7 @@ def test_without_a_val_split_the_last_weights_are_the_best(shapes_dir: Path, tmp
 EXTRAS: dict[str, dict[str, Any]] = {
     "mosaic9": {"augmentation": Augmentation(mosaic9=1.0, mosaic=0.0)},
     "copy_paste": {"augmentation": Augmentation(copy_paste=1.0)},
+    "ssd_crop": {"augmentation": Augmentation(ssd_crop=1.0)},
     "schedule": {"schedule": "one-cycle"},
     "one_cycle_sgd": {"schedule": "one-cycle", "optimizer": "sgd"},
     "freeze": {"freeze": ("backbone",)},
@@ -294,7 +295,13 @@ def short_run(shapes_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Tra
     return train(config(shapes_dir, out, epochs=2, val_split="none"), show_progress=False)
 
 
-@pytest.mark.parametrize("name", EXTRAS)
+# Those that keep something from step to step or draw in it; the others are held by tests of their own, too.
+WITH_STATE = ("drop_block", "multi_scale", "cross_iteration_norm", "self_adversarial", "one_cycle_sgd")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in WITH_STATE else [pytest.mark.full]) for name in EXTRAS]
+)
 def test_every_extra_changes_the_run_and_survives_a_resume(
     short_run: TrainResult, shapes_dir: Path, tmp_path: Path, name: str
 ) -> None:
@@ -313,6 +320,15 @@ def test_every_extra_changes_the_run_and_survives_a_resume(
     assert_same_weights(through.last, resumed.last)
     loaded = load_model(resumed.best).module
     assert not [layer for layer in loaded.modules() if type(layer).__name__ in ("DropBlock", "CrossIterationNorm2d")]
+
+
+def test_extras_together_in_mixed_precision(shapes_dir: Path, tmp_path: Path) -> None:
+    together: dict[str, Any] = {"multi_scale": 0.5, "drop_block": 0.1, "cross_iteration_norm": 2, "layer_decay": 0.8}
+    mixed = {"precision": "bf16", "self_adversarial": 0.7, "label_smoothing": 0.1, "schedule": "one-cycle"}
+    result = train(config(shapes_dir, tmp_path / "run", epochs=2, **together, **mixed), show_progress=False)
+    assert result.best_map is not None and result.operating_point is not None
+    model = torch.load(result.last, weights_only=True)["trainer"]["model"]
+    assert all(tensor.isfinite().all() for tensor in model.values())
 
 
 class _KilledError(Exception):

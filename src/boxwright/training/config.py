@@ -80,14 +80,13 @@ class Augmentation:
             suggested: by the names of the attributes.
         """
         usual = {**USUAL_PROBABILITIES, **(suggested or {})}
-        usual["mosaic"] = min(usual["mosaic"], 1 - self.mosaic9)
+        every_image_as_ssd = (usual["ssd_crop"] if self.ssd_crop is None else self.ssd_crop) == 1
+        usual["mosaic"] = 0.0 if every_image_as_ssd else min(usual["mosaic"], 1 - self.mosaic9)
         missing: dict[str, Any] = {name: value for name, value in usual.items() if getattr(self, name) is None}
-        result = dataclasses.replace(self, **missing)
         asked = (self.mosaic or 0) + self.mosaic9
-        _require(
-            result.ssd_crop != 1 or asked == 0, "--mosaic", "an --ssd-crop below 1 beside it, which leaves it room", 1.0
-        )
-        return result
+        has_room = not every_image_as_ssd or asked == 0
+        _require(has_room, "--mosaic", "an --ssd-crop below 1 beside it, which leaves it room", 1.0)
+        return dataclasses.replace(self, **missing)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,17 +77,20 @@ class CrossIterationNorm2d(nn.BatchNorm2d):
             all_squares.append(earlier_squares)
         joint_mean = torch.stack(means).mean(dim=0)
         joint_variance = (torch.stack(all_squares).mean(dim=0) - joint_mean.square()).clamp(min=0)
-        self._remember(mean, squares, weight)
+        self._remember(mean, squares, weight, count=values.numel() // values.shape[1])
         self._update_running(joint_mean.detach(), joint_variance.detach(), values.numel() // values.shape[1])
         slope = (joint_variance + self.eps).rsqrt() * (self.weight if self.affine else 1.0)
         offset = (self.bias if self.affine else 0.0) - joint_mean * slope
         normalised = values * slope[:, None, None] + offset[:, None, None]
         return self._after(normalised.to(features.dtype))
 
-    def _remember(self, mean: Tensor, squares: Tensor, weight: Tensor) -> None:
+    def _remember(self, mean: Tensor, squares: Tensor, weight: Tensor, count: int) -> None:
         if weight.requires_grad:
-            (mean_slope,) = torch.autograd.grad(mean.sum(), weight, retain_graph=True)
-            (squares_slope,) = torch.autograd.grad(squares.sum(), weight, retain_graph=True)
+            # A value's share of a mean, 1 / count, would vanish in half precision on its way back.
+            scale = count**0.5
+            (mean_slope,) = torch.autograd.grad(scale * mean.sum(), weight, retain_graph=True)
+            (squares_slope,) = torch.autograd.grad(scale * squares.sum(), weight, retain_graph=True)
+            mean_slope, squares_slope = mean_slope / scale, squares_slope / scale
         else:
             mean_slope = squares_slope = torch.zeros_like(weight)
         self._past.append(
@@ -152,16 +155,17 @@ def fold_cross_iteration_norm(module: nn.Module) -> None:
             _put(module, name, layer._replaced.train(layer.training))  # type: ignore[union-attr]
 
 
-def start_epoch_of_norm(module: nn.Module, *, is_active: bool) -> None:
-    """Begin an epoch: earlier batches are forgotten, so that a resumed run does the same as one that went through.
-
-    Args:
-        module: the detector.
-        is_active: whether to look back; the weights move too quickly for that while the learning rate rises.
-    """
+def forget_past_batches(module: nn.Module) -> None:
+    """Drop what is remembered, as at the start of an epoch, so that a resumed run does what one in one go does."""
     for layer in module.modules():
         if isinstance(layer, CrossIterationNorm2d):
             layer.forget()
+
+
+def look_back(module: nn.Module, *, is_active: bool) -> None:
+    """Say whether earlier batches count; the weights move too quickly for that while the learning rate rises."""
+    for layer in module.modules():
+        if isinstance(layer, CrossIterationNorm2d):
             layer.is_active = is_active
 
 

@@ -103,7 +103,7 @@ class TrainingModule(lightning.LightningModule):
         if not self.is_final_phase and not self.wants_strong_augmentation():
             self.is_final_phase = True
             self.detector.enter_final_phase()
-        self.options.start_epoch(self.clock.progress(self.steps_done))
+        self.options.start_epoch()
         self._loss_sums, self._num_summed = {}, 0
 
     def transfer_batch_to_device(self, batch: TrainBatch, device: torch.device, dataloader_idx: int) -> TrainBatch:

@@ -19,6 +19,7 @@ from boxwright.training.drop_block import DropBlock
 
 # Of 255 grey levels; about what is just not seen.
 STEP_GREY_LEVELS = 4.0
+GRADIENT_SCALE = 1024.0
 _STREAM = 0x5A7
 
 
@@ -48,7 +49,8 @@ def alter_against(module: DetectionModel, images: Tensor, pixel_mask: Tensor | N
     )
     with _as_found(module), torch.enable_grad():
         loss = module.training_loss(altered, no_objects, pixel_mask)["loss"]
-        (gradient,) = torch.autograd.grad(loss, altered)
+        # The sign alone counts, and in half precision gradients of pixels would vanish.
+        (gradient,) = torch.autograd.grad(loss * GRADIENT_SCALE, altered)
     step, lowest, highest = (value.to(images) for value in _grey_levels(preprocess))
     moved = images - step * gradient.sign().to(images.dtype)
     return torch.minimum(torch.maximum(moved, lowest), highest).detach()

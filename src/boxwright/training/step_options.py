@@ -11,7 +11,11 @@ from boxwright.core.preprocess import Preprocess
 from boxwright.models import DetectionModel
 from boxwright.training.backbone import find_frozen, freeze_parameters, keep_frozen_statistics
 from boxwright.training.config import TrainConfig
-from boxwright.training.cross_iteration_norm import insert_cross_iteration_norm, start_epoch_of_norm
+from boxwright.training.cross_iteration_norm import (
+    forget_past_batches,
+    insert_cross_iteration_norm,
+    look_back,
+)
 from boxwright.training.dataset import TrainBatch
 from boxwright.training.drop_block import insert_drop_block, set_drop_probability
 from boxwright.training.multi_scale import Size, resize_batch, scaled_sizes, size_of_batch
@@ -75,19 +79,20 @@ class StepOptions:
             notes.append(f"{len(self.sizes)} input sizes from {_shown(smallest)} to {_shown(largest)}")
         return tuple(notes)
 
-    def start_epoch(self, progress: float) -> None:
-        """Get the model ready for an epoch.
+    def start_epoch(self) -> None:
+        """Get the model ready for an epoch; it has just been put into training mode."""
+        if self.frozen:
+            keep_frozen_statistics(self.module)
+        forget_past_batches(self.module)
+
+    def start_step(self, progress: float) -> None:
+        """Set what changes over the run.
 
         Args:
             progress: part in [0, 1] of the run that is done.
         """
-        if self.frozen:
-            keep_frozen_statistics(self.module)
         if self.config.cross_iteration_norm > 1:
-            start_epoch_of_norm(self.module, is_active=progress >= self.config.rise)
-
-    def start_step(self, progress: float) -> None:
-        """Set what changes over the run."""
+            look_back(self.module, is_active=progress >= self.config.rise)
         if self.config.drop_block > 0:
             set_drop_probability(self.module, self.config.drop_block * progress)
 
