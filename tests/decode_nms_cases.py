@@ -57,6 +57,11 @@ class Case:
     prior_form: str = "shared"
     sliced: bool = False
 
+    @property
+    def num_logits(self) -> int:
+        """Class logits in all: B * N * C."""
+        return self.batch_size * self.num_anchors * self.num_classes
+
     def to_json(self) -> str:
         """One line, without what is default."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
