@@ -106,7 +106,8 @@ def export(
             reference_name=opened.name,
             max_detections=manifest.decode.max_detections,
         )
-        verify.check(record, options.precision, f"{options.format} export of {source.name}")
+        precision = "int8" if manifest.precision == "int8" else options.precision
+        verify.check(record, precision, f"{options.format} export of {source.name}")
         manifest = replace(manifest, verification=record)
         report("writing")
         _write(graph, manifest, out, options, work)

@@ -12,9 +12,10 @@ from boxwright.core.manifest import Manifest, Stage
 from boxwright.export.decode_nms.function import DOMAIN, OP_TYPE, THRESHOLD_NAMES
 
 
-def has_decode_nms_node(model: ir.Model) -> bool:
-    """Whether the graph keeps the operator as a node (`--nms plugin`)."""
-    return any(node.domain == DOMAIN and node.op_type == OP_TYPE for node in model.graph)
+def ends_in_decode_nms_node(model: ir.Model) -> bool:
+    """Whether the detections come from the operator as a node (`--nms plugin`)."""
+    producers = (output.producer() for output in model.graph.outputs)
+    return any(node is not None and (node.domain, node.op_type) == (DOMAIN, OP_TYPE) for node in producers)
 
 
 def cut_at_raw_heads(model: ir.Model, manifest: Manifest) -> tuple[ir.Model, Manifest] | None:
@@ -46,5 +47,6 @@ def cut_at_raw_heads(model: ir.Model, manifest: Manifest) -> tuple[ir.Model, Man
         graph.inputs.remove(value)
     RemoveUnusedNodesPass()(part)
     RemoveUnusedFunctionsPass()(part)  # type: ignore[no-untyped-call]
-    graph.opset_imports.pop(DOMAIN, None)
+    if all(node.domain != DOMAIN for node in graph):  # proposals may be a node of their own
+        graph.opset_imports.pop(DOMAIN, None)
     return part, replace(manifest, stage=stage, verification=None)

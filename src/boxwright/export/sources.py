@@ -19,7 +19,7 @@ from boxwright.export.foreign import ForeignFile
 from boxwright.export.heads import read_head
 from boxwright.export.onnx_files import read_manifest, read_onnx, set_manifest, sha256_of_file, write_onnx
 from boxwright.export.options import ExportOptions
-from boxwright.export.raw_heads import cut_at_raw_heads, has_decode_nms_node
+from boxwright.export.raw_heads import cut_at_raw_heads, ends_in_decode_nms_node
 from boxwright.export.reference import ForeignBackend
 from boxwright.export.verify import OpenDetector
 from boxwright.runtimes.detector import Detector
@@ -147,7 +147,7 @@ def _open_own(path: Path, description: Description, options: ExportOptions, work
     _check_description(description)
     _check_unchanged(path, own, stored, options)
     cut = cut_at_raw_heads(own, stored)
-    has_wanted_form = options.nms != "none" and has_decode_nms_node(own) == (options.nms == "plugin")
+    has_wanted_form = options.nms != "none" and ends_in_decode_nms_node(own) == (options.nms == "plugin")
     keeps_graph = stored.stage == "detections" and has_wanted_form and not options.changes_decoding
     if cut is None and not keeps_graph:
         raise UnsupportedError(
