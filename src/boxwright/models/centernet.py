@@ -6,7 +6,7 @@ Source: Zhou et al., Objects as Points, arXiv:1904.07850.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -89,6 +89,7 @@ class CenterNet(DetectionModel):
     """The detector; at every cell of a map of stride 4 the offset of a centre, a size in cells, and class logits."""
 
     family: ClassVar[str] = "centernet"
+    suggested_augmentation: ClassVar[Mapping[str, float]] = {"mosaic": 0.0, "mixup": 0.0}
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
@@ -103,17 +104,17 @@ class CenterNet(DetectionModel):
             self.neck = DeconvolutionNeck(widths[-1], self.config.neck_channels)
         else:
             self.neck = AggregationNeck(widths, self.config.neck_channels)
-        self.heatmap = self._head(num_classes, bias=HEATMAP_BIAS)
-        self.offset = self._head(2)
-        self.size = self._head(2)
+        self.heatmap, self.offset, self.size = self._head(num_classes), self._head(2), self._head(2)
+        _start_at(self.heatmap[-1], bias=HEATMAP_BIAS)
+        for head in (self.offset, self.size):
+            _start_at(head[-1], bias=0.0, deviation=0.001)
 
-    def _head(self, outputs: int, bias: float = 0.0) -> nn.Sequential:
-        last = nn.Conv2d(self.config.head_channels, outputs, 1)
-        nn.init.normal_(last.weight, std=0.001)
-        assert last.bias is not None
-        nn.init.constant_(last.bias, bias)
-        first = nn.Conv2d(self.neck.out_channels, self.config.head_channels, 3, padding=1)
-        return nn.Sequential(first, nn.ReLU(inplace=True), last)
+    def _head(self, outputs: int) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(self.neck.out_channels, self.config.head_channels, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(self.config.head_channels, outputs, 1),
+        )
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.neck(self.backbone(images))  # (B, channels, H/4, W/4)
@@ -170,6 +171,14 @@ class CenterNet(DetectionModel):
 
     def default_preprocess(self, size_hw: tuple[int, int]) -> Preprocess:
         return preset("centernet", size_hw)
+
+
+def _start_at(layer: nn.Module, *, bias: float, deviation: float | None = None) -> None:
+    """What a last layer says before it has learned: its bias, and weights of that deviation where given."""
+    assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+    nn.init.constant_(layer.bias, bias)
+    if deviation is not None:
+        nn.init.normal_(layer.weight, std=deviation)
 
 
 def build(variant: str, num_classes: int) -> CenterNet:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -160,6 +161,7 @@ class EfficientDet(DetectionModel):
 
     family: ClassVar[str] = "efficientdet"
     nms_iou_threshold: ClassVar[float] = 0.5
+    suggested_augmentation: ClassVar[Mapping[str, float]] = {"mosaic": 0.0, "mixup": 0.0}
     supported_loss_options: ClassVar[frozenset[str]] = frozenset({"label_smoothing"})
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
