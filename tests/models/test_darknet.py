@@ -12,10 +12,11 @@ import torch
 from boxwright.bench.accuracy import evaluate
 from boxwright.core.errors import CheckpointError, InputError
 from boxwright.data import load_dataset
+from boxwright.export import ExportOptions, export
 from boxwright.models import build_model, load_model
 from boxwright.models.common.darknet_files import parse_cfg, write_cfg
 from boxwright.models.common.darknet_network import DarknetNetwork, _stored_tensors
-from boxwright.models.common.loading import default_size_hw
+from boxwright.models.common.loading import default_size_hw, read_weights
 from boxwright.models.common.saving import save_checkpoint
 from boxwright.models.darknet import VARIANTS, Darknet, build
 from boxwright.runtimes.detector import Detector
@@ -150,6 +151,16 @@ def test_a_real_network_finds_what_opencv_finds(name: str, conf: float, map50: f
     assert accuracy.map50 == pytest.approx(map50, abs=OPENCV_MAP50)
 
 
+def test_an_exported_network_finds_the_same(tmp_path: Path, shared_dir: Path) -> None:
+    """`boxwright export yolo-fastest-1.1-xl.weights --labels coco --nms graph`, with the .cfg found beside it."""
+    weights = shared_dir / "weights" / "yolo-fastest-1.1-xl.weights"
+    result = export(weights, tmp_path / "y.onnx", labels="coco", options=ExportOptions(nms="graph"))
+    assert result.verification.proven
+    with Detector(tmp_path / "y.onnx", conf=0.2, iou=0.45) as detector:
+        accuracy = evaluate(detector, load_dataset(shared_dir / "data" / "coco-tiny", "val"))
+    assert accuracy.map50 == pytest.approx(0.3311, abs=OPENCV_MAP50)
+
+
 @pytest.mark.parametrize("change", [-4, 4])
 def test_weights_of_another_length_are_refused(change: int, tmp_path: Path) -> None:
     weights = network_files(tmp_path, one_head(LAYERS["shortcut"]))
@@ -266,6 +277,9 @@ def test_a_network_of_ones_own_cfg_survives_in_a_checkpoint(tmp_path: Path) -> N
     with torch.no_grad():
         expected, found = before.module(images), after.module(images)
     assert all(torch.equal(found[name], head) for name, head in expected.items())
+    assert read_weights(tmp_path / "m.pt", model=str(tmp_path / "net.cfg")).variant == "net"
+    with pytest.raises(CheckpointError, match="one of net"):
+        read_weights(tmp_path / "m.pt", model=str(tmp_path / "other.cfg"))
 
 
 def test_a_cfg_is_built_by_its_path(tmp_path: Path) -> None:

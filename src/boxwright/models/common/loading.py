@@ -24,7 +24,15 @@ from boxwright.models.common.checkpoint import (
     sha256_of,
 )
 from boxwright.models.common.detector import DetectionModel
-from boxwright.models.common.registry import ImportedWeights, NetworkFile, families, family_of, open_network, rebuild
+from boxwright.models.common.registry import (
+    ImportedWeights,
+    NetworkFile,
+    families,
+    family_of,
+    open_network,
+    rebuild,
+    variant_named,
+)
 
 OWN_KEY = "boxwright"
 OWN_SCHEMA = 1
@@ -294,7 +302,7 @@ def _own_weights(file: CheckpointFile, model: str | None) -> Weights:
             source, expected="weights and manifest", got=f"no {' and no '.join(missing)}", fix="train again"
         )
     manifest = Manifest.from_json(file.content["manifest"], source)
-    if model is not None and model != manifest.variant:
+    if model is not None and variant_named(model) != manifest.variant:
         raise CheckpointError(
             source, expected=f"a checkpoint of {model}", got=f"one of {manifest.variant}", fix="leave out --model"
         )

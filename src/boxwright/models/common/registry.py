@@ -78,10 +78,18 @@ def open_network(path: Path) -> NetworkFile | None:
 
     Such a family has `open_network(path) -> NetworkFile` too.
     """
-    for family in families().values():
-        if path.suffix.lower() in getattr(family, "NETWORK_SUFFIXES", ()):
-            return cast("NetworkFile", cast("Any", family).open_network(path))
-    return None
+    family = _family_that_claims(path)
+    return None if family is None else cast("NetworkFile", cast("Any", family).open_network(path))
+
+
+def _family_that_claims(path: Path) -> Family | None:
+    suffix = path.suffix.lower()
+    return next((family for family in families().values() if suffix in getattr(family, "NETWORK_SUFFIXES", ())), None)
+
+
+def variant_named(model: str) -> str:
+    """The name of the variant that a checkpoint keeps for a `--model`: of a network's file that without its suffix."""
+    return model if _family_that_claims(Path(model)) is None else Path(model).stem
 
 
 def rebuild(family: str, variant: str, state: StateDict) -> DetectionModel | None:
