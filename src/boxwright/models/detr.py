@@ -5,9 +5,8 @@ Source: Carion et al., End-to-End Object Detection with Transformers, ECCV 2020.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, cast
 
 import timm
 import torch
@@ -19,13 +18,14 @@ from boxwright.core.errors import CheckpointError
 from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
 from boxwright.models.common.attention import MultiHeadAttention
-from boxwright.models.common.boxes import cxcywh_to_xyxy, paired_overlap, xyxy_to_cxcywh
+from boxwright.models.common.boxes import xyxy_to_cxcywh
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.detector import DetectionModel
 from boxwright.models.common.position_encoding import sine_encoding
 from boxwright.models.common.registry import ImportedWeights
-from boxwright.models.common.set_matching import MatchingCosts, match_sets
+from boxwright.models.common.set_matching import MatchingCosts, match_sets, matched_box_losses
 from boxwright.models.common.targets import Targets
+from boxwright.models.common.transformers_names import LAYER_RULES, fuse_projections, rename_keys
 
 IMPORTS = (
     "facebookresearch's DETR files and the transformers package's DETR, with ResNet-50 and -101, with and without DC5"
@@ -170,7 +170,8 @@ class _BoxLayers(nn.Module):
         """(B, Q, W) to centre, width and height (B, Q, 4) relative to the input."""
         for layer in self.layers[:-1]:
             objects = functional.relu(layer(objects))
-        return self.layers[-1](objects).sigmoid()
+        relative: Tensor = self.layers[-1](objects).sigmoid()
+        return relative
 
 
 class Detr(DetectionModel):
@@ -191,7 +192,8 @@ class Detr(DetectionModel):
             output_stride=config.stride if config.stage == 4 else 32,
             pretrained=False,
         )
-        self.input_proj = nn.Conv2d(self.backbone.feature_info.channels()[-1], config.width, 1)
+        channels: int = cast(Any, self.backbone).feature_info.channels()[-1]
+        self.input_proj = nn.Conv2d(channels, config.width, 1)
         self.transformer = nn.ModuleDict({"encoder": _Encoder(config), "decoder": _Decoder(config)})
         for weight in self.transformer.parameters():
             if weight.dim() > 1:
@@ -242,15 +244,13 @@ class Detr(DetectionModel):
             wanted[row, queries] = class_ids[matched]
             found_boxes.append(boxes[row, queries])
             wanted_boxes.append(objects[matched])
-        found, objects = torch.cat(found_boxes), torch.cat(wanted_boxes)
-        num_objects = max(len(objects), 1)
         weights = torch.ones(self.num_classes + 1, device=logits.device)
         weights[-1] = BACKGROUND_WEIGHT
-        overlap = paired_overlap(cxcywh_to_xyxy(found), cxcywh_to_xyxy(objects), kind="giou")
+        l1, giou = matched_box_losses(torch.cat(found_boxes), torch.cat(wanted_boxes))
         return {
             "class": CLASS_WEIGHT * functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weights),
-            "l1": L1_WEIGHT * functional.l1_loss(found, objects, reduction="sum") / num_objects,
-            "giou": GIOU_WEIGHT * (1 - overlap).sum() / num_objects,
+            "l1": L1_WEIGHT * l1,
+            "giou": GIOU_WEIGHT * giou,
         }
 
     def decode_spec(self, size_hw: tuple[int, int]) -> Queries:
@@ -281,10 +281,10 @@ def import_checkpoint(state: StateDict, variant: str) -> ImportedWeights:
     Raises:
         CheckpointError: where it is not one of DETR.
     """
-    names = [(_FROM_TRANSFORMERS if _is_transformers(state) else _FROM_AUTHORS, key) for key in state]
-    renamed = {_rename(key, rules): state[key] for rules, key in names}
-    if _is_transformers(state):
-        renamed = _fuse_projections(renamed)
+    if "class_labels_classifier.weight" in state:
+        renamed = fuse_projections(rename_keys(state, _FROM_TRANSFORMERS))
+    else:
+        renamed = rename_keys(state, _FROM_AUTHORS)
     class_layer = renamed.get("class_embed.weight")
     if class_layer is None:
         raise CheckpointError(
@@ -305,31 +305,6 @@ _FROM_TRANSFORMERS = (
     (r"^bbox_predictor\.", "bbox_embed."),
     (r"^model\.decoder\.layernorm\.", "transformer.decoder.norm."),
     (r"^model\.(encoder|decoder)\.", r"transformer.\1."),
-    (r"\.self_attn_layer_norm\.", ".norm1."),
-    (r"(decoder.*)\.encoder_attn_layer_norm\.", r"\1.norm2."),
-    (r"(encoder\..*)\.final_layer_norm\.", r"\1.norm2."),
-    (r"(decoder\..*)\.final_layer_norm\.", r"\1.norm3."),
     (r"\.encoder_attn\.", ".multihead_attn."),
-    (r"\.o_proj\.", ".out_proj."),
-    (r"\.(mlp\.)?fc([12])\.", r".linear\2."),
+    *LAYER_RULES,
 )
-
-
-def _is_transformers(state: StateDict) -> bool:
-    return "class_labels_classifier.weight" in state
-
-
-def _rename(key: str, rules: tuple[tuple[str, str], ...]) -> str:
-    for pattern, replacement in rules:
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
-def _fuse_projections(state: StateDict) -> StateDict:
-    """The projections of query, key and value, which transformers keeps apart, in one."""
-    fused = dict(state)
-    for key in state:
-        parts = [key.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv"]
-        if ".q_proj." in key and all(part in state for part in parts):
-            fused[key.replace(".q_proj.", ".in_proj_")] = torch.cat([fused.pop(part) for part in parts])
-    return fused

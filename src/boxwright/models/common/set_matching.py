@@ -51,3 +51,18 @@ def match_sets(
     queries, objects = torch.as_tensor(rows), torch.as_tensor(columns)
     order = objects.argsort()
     return queries[order].to(boxes_cxcywh.device), objects[order].to(boxes_cxcywh.device)
+
+
+def matched_box_losses(boxes_cxcywh: Tensor, target_boxes_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
+    """The L1 and the GIoU loss of matched pairs, each summed over the pairs and divided by their number.
+
+    Args:
+        boxes_cxcywh: (M, 4) predicted, relative to the input.
+        target_boxes_cxcywh: (M, 4) of the objects; M may be 0.
+
+    Returns:
+        Two scalars.
+    """
+    count = max(len(boxes_cxcywh), 1)
+    overlaps = paired_overlap(cxcywh_to_xyxy(boxes_cxcywh), cxcywh_to_xyxy(target_boxes_cxcywh), kind="giou")
+    return (boxes_cxcywh - target_boxes_cxcywh).abs().sum() / count, (1 - overlaps).sum() / count
