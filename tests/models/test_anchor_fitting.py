@@ -11,7 +11,6 @@ from boxwright.models.common.auto_anchor import (
     anchor_similarity,
     auto_anchors,
     best_possible_recall,
-    serves,
 )
 from boxwright.models.common.kmeans_anchors import kmeans_anchors, mean_best_overlap, size_overlaps
 
@@ -69,7 +68,6 @@ def test_similarity_and_recall_by_hand() -> None:
     assert best_possible_recall(sizes, anchors[:1]) == pytest.approx(1 / 3)
     # 1 for the first; the others lie beyond a ratio of 4 and count nothing
     assert anchor_fitness(sizes, anchors[:1]) == pytest.approx(1 / 3)
-    assert serves(sizes, anchors) and not serves(sizes, anchors[:1])
 
 
 def test_the_search_betters_kmeans() -> None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from boxwright.core.errors import CheckpointError, InputError
+from boxwright.export import ExportOptions, export
 from boxwright.models import Targets, build_model, load_model
 from boxwright.models.common.darknet_files import parse_cfg
 from boxwright.models.common.saving import save_checkpoint
@@ -182,6 +183,15 @@ def test_the_hierarchy_is_in_the_exported_graph(network: Path) -> None:
         expected = model(images)
     for array, (name, head) in zip(found, expected.items(), strict=True):
         np.testing.assert_allclose(array, head.numpy(), atol=1e-5, err_msg=name)
+
+
+def test_detections_of_an_export_are_those_of_the_network(network: Path) -> None:
+    torch.manual_seed(0)
+    source = load_model(network)
+    save_checkpoint(network.with_name("m.pt"), source.module.state_dict(), source.manifest())
+    result = export(network.with_name("m.pt"), network.with_name("m.onnx"), options=ExportOptions(nms="graph"))
+    assert result.verification.proven
+    assert result.manifest.class_names == tree().names
 
 
 def test_a_missing_tree_is_asked_for(network: Path) -> None:

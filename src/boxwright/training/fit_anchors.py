@@ -9,7 +9,7 @@ from boxwright.core.errors import InputError
 from boxwright.core.preprocess import Preprocess
 from boxwright.data import Dataset
 from boxwright.models import DetectionModel
-from boxwright.models.common.auto_anchor import auto_anchors
+from boxwright.models.common.auto_anchor import auto_anchors, best_possible_recall
 from boxwright.models.common.kmeans_anchors import kmeans_anchors, mean_best_overlap
 from boxwright.training.config import AnchorSource
 
@@ -46,8 +46,9 @@ def fit_anchors(
     anchors = kmeans_anchors(sizes_wh, count, seed) if source == "kmeans" else auto_anchors(sizes_wh, count, seed)
     module.set_anchors([(float(width), float(height)) for width, height in anchors])
     shown = ", ".join(f"{width:.0f}x{height:.0f}" for width, height in anchors)
-    fit = mean_best_overlap(sizes_wh, anchors)
-    return (f"anchors from {len(sizes_wh)} training boxes, mean best IoU {fit:.3f}: {shown}",)
+    fit = f"mean best IoU {mean_best_overlap(sizes_wh, anchors):.3f}"
+    recall = f"best possible recall {best_possible_recall(sizes_wh, anchors):.3f}"
+    return (f"anchors from {len(sizes_wh)} training boxes, {fit}, {recall}: {shown}",)
 
 
 def network_sizes_wh(dataset: Dataset, preprocess: Preprocess) -> FloatArray:

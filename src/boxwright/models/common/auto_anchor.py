@@ -1,4 +1,4 @@
-"""AutoAnchor: whether anchors serve a data set, and better ones by k-means and random mutation.
+"""AutoAnchor: how well anchors serve a data set, and better ones by k-means and random mutation.
 
 Source: the public description of YOLOv5's AutoAnchor (its documentation): best possible recall at a ratio of sides of
 4, k-means over the sizes as a start, and a genetic search that keeps a mutation where the fitness grows.
@@ -12,8 +12,6 @@ from numpy.typing import NDArray
 from boxwright.models.common.kmeans_anchors import FloatArray, check_sizes, kmeans_anchors
 
 RATIO_THRESHOLD = 4.0
-# From this share of objects on that some anchor can learn, anchors are left as they are.
-GOOD_RECALL = 0.98
 _GENERATIONS = 1000
 # More objects than this change the anchors by less than their spread.
 _MOST_SIZES = 20_000
@@ -87,8 +85,3 @@ def _mutation(k: int, generator: np.random.Generator) -> FloatArray:
     strength = generator.random() * generator.normal(size=(k, 2)) * _MUTATION_SPREAD
     factors: FloatArray = np.clip(np.where(is_mutated, 1 + strength, 1.0), *_MOST_CHANGE)
     return factors
-
-
-def serves(sizes_wh: NDArray[np.floating], anchors_wh: NDArray[np.floating]) -> bool:
-    """Whether the anchors are good enough to be left alone."""
-    return best_possible_recall(sizes_wh, anchors_wh) > GOOD_RECALL
