@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
 from typing import Literal, get_args
 
 from boxwright.core.errors import InputError
@@ -16,6 +17,10 @@ Overlap = Literal["iou", "diou"]
 
 # Codings that place the centre inside a grid cell need the stride of the level that a box comes from.
 STRIDE_CODINGS: frozenset[str] = frozenset({"yolov1", "yolov2", "yolov4", "yolov5"})
+# ONNX domain of the operator inside a network that has just been traced; its attribute `attributes` is the JSON of
+# `DecodeNmsAttributes`, and its inputs are `TRACED_INPUTS`. No exported file has it.
+TRACED_DOMAIN = "boxwright.traced"
+TRACED_INPUTS = ("box_regression", "class_logits", "priors", "image_size_hw")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +95,16 @@ class DecodeNmsAttributes:
             _require(same_length, "level_scale_xy", "one number for each of level_sizes", self.level_scale_xy)
         if self.top_k_scope == "level":
             _require(len(self.level_sizes) > 0, "level_sizes", "the size of each level", self.level_sizes)
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> DecodeNmsAttributes:
+        """What `to_json` wrote."""
+        fields = json.loads(text)
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 def _require_member(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -76,6 +76,9 @@ def trace(
                 verbose=False,
             )
         except Exception as error:  # torch raises what it meets inside; the first line says which operator
+            refusal = _refusal_of_the_module(error)
+            if refusal is not None:
+                raise refusal from error
             raise UnsupportedError(
                 f"tracing {type(module).__name__}",
                 expected="operators that torch.export and ONNX know",
@@ -87,6 +90,13 @@ def trace(
     if opset is not None:
         _check_opset(model, opset)
     return model
+
+
+def _refusal_of_the_module(error: BaseException | None) -> UnsupportedError | None:
+    """What a module itself said that cannot be exported, inside what torch made of it."""
+    while error is not None and not isinstance(error, UnsupportedError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def _check_opset(model: onnx.ModelProto, opset: int) -> None:

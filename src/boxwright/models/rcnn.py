@@ -1,7 +1,7 @@
-"""The R-CNN line: Faster R-CNN with and without a feature pyramid, and Cascade R-CNN.
+"""The R-CNN line: Faster R-CNN with and without a feature pyramid, Cascade, Fast R-CNN and R-CNN.
 
-Regions are proposed by a DecodeNMS inside the network, cut out of its feature maps, and the raw heads are those of the
-boxes that are decoded from them: the proposals are the priors of the DecodeNMS behind the network.
+Faster R-CNN's regions are proposed by a DecodeNMS inside the network and cut out of its feature maps; the raw heads
+are those of the boxes that are decoded from them: the proposals are the priors of the DecodeNMS behind the network.
 
 Sources: Ren et al., Faster R-CNN, NIPS 2015; Lin et al., Feature Pyramid Networks, CVPR 2017, sec. 4.2; Cai and
 Vasconcelos, Cascade R-CNN, CVPR 2018; the second version of the heads after torchvision's weights of that name.
@@ -9,25 +9,21 @@ Vasconcelos, Cascade R-CNN, CVPR 2018; the second version of the heads after tor
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from boxwright.core.decode_spec import AnchorDeltas, NmsSpec
 from boxwright.core.errors import CheckpointError
-from boxwright.core.preprocess import Preprocess
-from boxwright.core.preprocess_presets import preset
-from boxwright.models.common.anchor_deltas import DELTA_CLIP, decode_deltas
-from boxwright.models.common.box_head import BoxHeadKind, BoxStage, StageConfig, make_box_head
+from boxwright.models.common.box_head import StageConfig
 from boxwright.models.common.checkpoint import StateDict
+from boxwright.models.common.crop_rcnn import CropConfig, CropRcnn
 from boxwright.models.common.detector import DetectionModel
-from boxwright.models.common.proposals import Proposals, as_rois, canvas_size_hw, rois_of_lists
+from boxwright.models.common.fast_rcnn import FastRcnn
+from boxwright.models.common.proposals import Proposals, canvas_size_hw
 from boxwright.models.common.rcnn_checkpoint import without_frozen_norms, without_old_names
-from boxwright.models.common.region_backbones import MobileNetPyramid, RegionPyramid, SingleMap
+from boxwright.models.common.region_detector import RcnnConfig, RegionDetector
 from boxwright.models.common.registry import ImportedWeights
-from boxwright.models.common.roi_pooling import RegionPool, RoiPoolKind
 from boxwright.models.common.rpn import RegionProposalNetwork, RpnConfig, RpnHeads
 from boxwright.models.common.targets import Targets
 
@@ -35,47 +31,7 @@ IMPORTS = (
     "torchvision's fasterrcnn_resnet50_fpn (fasterrcnn-r50), fasterrcnn_resnet50_fpn_v2 (fasterrcnn-r50-v2) and "
     "fasterrcnn_mobilenet_v3_large_320_fpn (fasterrcnn-mobilenet-320)"
 )
-# Boxes narrower or lower than this many pixels are dropped, and with them what the padding of the proposals gives.
-SMALLEST_SIDE = 1e-2
-# A mean of scores may be 0 in float32, whose logarithm is no number that engines like.
-_SMALLEST_SCORE = 1e-30
-_PYRAMID_STRIDES = (4, 8, 16, 32)
 _PYRAMID_ANCHORS = ((32,), (64,), (128,), (256,), (512,))
-
-
-@dataclass(frozen=True, kw_only=True)
-class RcnnConfig:
-    """A variant.
-
-    Attributes:
-        backbone: name in timm.
-        backbone_kind: a pyramid on several stages, one stage alone, or torchvision's MobileNetV3 with its pyramid.
-        backbone_stages: their indices in timm.
-        strides: pixels a cell of the maps that regions are cut out of.
-        channels: of the pyramid.
-        normalised_pyramid: whether it has batch normalisation.
-        rpn: how regions are proposed.
-        region_pool: RoIAlign or RoIPool.
-        region_side: cells of a region's features.
-        box_head: layers that read these.
-        box_head_width: of the fully connected ones.
-        box_stages: one for Faster R-CNN, several for a cascade.
-        size_hw: the usual input size.
-    """
-
-    backbone: str
-    rpn: RpnConfig
-    backbone_kind: Literal["pyramid", "single", "mobilenet"] = "pyramid"
-    backbone_stages: tuple[int, ...] = (1, 2, 3, 4)
-    strides: tuple[int, ...] = _PYRAMID_STRIDES
-    channels: int = 256
-    normalised_pyramid: bool = False
-    region_pool: RoiPoolKind = "align"
-    region_side: int = 7
-    box_head: BoxHeadKind = "two_layers"
-    box_head_width: int = 1024
-    box_stages: tuple[StageConfig, ...] = (StageConfig(),)
-    size_hw: tuple[int, int] = (800, 1344)
 
 
 def _cascade(samples: int = 512) -> tuple[StageConfig, ...]:
@@ -113,8 +69,19 @@ def _pico(box_stages: tuple[StageConfig, ...]) -> RcnnConfig:
     )
 
 
-VARIANTS: dict[str, RcnnConfig] = {
+VARIANTS: dict[str, RcnnConfig | CropConfig] = {
     "fasterrcnn-pico": _pico((StageConfig(samples=64),)),
+    "fasterrcnn-pico-plain": RcnnConfig(
+        backbone="mobilenetv3_small_050",
+        backbone_kind="single",
+        backbone_stages=(3,),
+        strides=(16,),
+        rpn=RpnConfig(anchor_sides=((16, 32, 64, 128),), top_k_in_training=(200, 100), top_k=(100, 50), samples=64),
+        region_pool="pool",
+        box_head_width=512,
+        box_stages=(StageConfig(samples=64),),
+        size_hw=(256, 256),
+    ),
     "fasterrcnn-r18": RcnnConfig(backbone="resnet18", rpn=_PYRAMID_RPN, size_hw=(512, 512)),
     "fasterrcnn-r50": RcnnConfig(backbone="resnet50", rpn=_PYRAMID_RPN),
     "fasterrcnn-r50-v2": RcnnConfig(
@@ -151,45 +118,33 @@ VARIANTS: dict[str, RcnnConfig] = {
         box_head_width=4096,
         size_hw=(608, 1024),
     ),
+    # Every region is warped and run through the whole network.
+    "rcnn-pico": CropConfig(backbone="mobilenetv3_small_075", crop_side=64, context=4, size_hw=(256, 256)),
+    "rcnn-r18": CropConfig(backbone="resnet18"),
+    # Regions come from selective search, or from whoever sets `proposal_source`.
+    "fastrcnn-pico": replace(_pico((StageConfig(samples=64),)), rpn=None, box_head_width=192),
+    "fastrcnn-r50": RcnnConfig(backbone="resnet50"),
+    "fastrcnn-vgg16": RcnnConfig(
+        backbone="vgg16",
+        backbone_kind="single",
+        backbone_stages=(4,),
+        strides=(16,),
+        region_pool="pool",
+        box_head_width=4096,
+        size_hw=(608, 1024),
+    ),
     "cascadercnn-pico": _pico(_cascade(samples=64)),
     "cascadercnn-r50": RcnnConfig(backbone="resnet50", rpn=_PYRAMID_RPN, box_stages=_cascade()),
 }
-# Of the losses of a cascade's stages.
-_STAGE_LOSS_WEIGHTS = (1.0, 0.5, 0.25)
 
 
-class FasterRcnn(DetectionModel):
+class FasterRcnn(RegionDetector):
     """The detector; its keys are those of torchvision's. With several box stages it is Cascade R-CNN."""
 
-    family: ClassVar[str] = "rcnn"
-
-    def __init__(self, *, variant: str, num_classes: int) -> None:
-        super().__init__(variant=variant, num_classes=num_classes)
-        self.config = config = VARIANTS[variant]
-        self.backbone = _backbone(config)
-        channels = self.backbone.channels if isinstance(self.backbone, SingleMap) else config.channels
-        self.rpn = RegionProposalNetwork(channels, config.rpn)
-        self.region_pool = RegionPool(strides=config.strides, side=config.region_side, kind=config.region_pool)
-        stages = [
-            BoxStage(
-                make_box_head(
-                    config.box_head,
-                    channels=channels,
-                    side=config.region_side,
-                    width=config.box_head_width,
-                    backbone=config.backbone,
-                ),
-                num_classes=num_classes,
-                config=stage,
-            )
-            for stage in config.box_stages
-        ]
-        self.roi_heads = stages[0] if len(stages) == 1 else nn.ModuleList(stages)
-
-    @property
-    def box_stages(self) -> tuple[BoxStage, ...]:
-        """The box heads in their order."""
-        return tuple(stage for stage in self.roi_heads.modules() if isinstance(stage, BoxStage))
+    def __init__(self, config: RcnnConfig, *, variant: str, num_classes: int) -> None:
+        super().__init__(config, variant=variant, num_classes=num_classes)
+        assert config.rpn is not None
+        self.rpn = RegionProposalNetwork(self.map_channels, config.rpn)
 
     def forward(self, images: Tensor, pixel_mask: Tensor | None = None) -> dict[str, Tensor]:
         maps = self.backbone(images)
@@ -198,81 +153,15 @@ class FasterRcnn(DetectionModel):
         proposals = self.rpn.propose(rpn_heads, image_size_hw)
         if self.training:
             return _training_heads(maps, rpn_heads, proposals, image_size_hw)
-        heads = self._detect(maps, proposals.boxes_xyxy, image_size_hw)
+        heads = self.detect_in(maps, proposals.boxes_xyxy, image_size_hw)
         return heads if pixel_mask is None else {**heads, "image_size_hw": image_size_hw}
-
-    def _detect(self, maps: list[Tensor], proposals_xyxy: Tensor, image_size_hw: Tensor) -> dict[str, Tensor]:
-        """The raw heads of the last stage, on the boxes that those before it have refined."""
-        batch, priors, all_logits = proposals_xyxy.shape[0], proposals_xyxy, []
-        *refining, last = self.box_stages
-        for stage in refining:
-            logits, deltas = stage(self.region_pool(maps, as_rois(priors)))
-            all_logits.append(logits)
-            refined = decode_deltas(deltas.unflatten(0, (batch, -1)), priors, stage.config.box_weights)
-            priors = _clipped(refined, image_size_hw)
-        logits, deltas = last(self.region_pool(maps, as_rois(priors)))
-        all_logits.append(logits)
-        return {
-            "box_regression": deltas.unflatten(0, (batch, -1)),  # (B, P, 4) or (B, P, (C + 1) * 4)
-            "class_logits": _mean_logits(all_logits).unflatten(0, (batch, -1)),  # (B, P, C + 1)
-            "priors": priors,  # (B, P, 4)
-        }
 
     def loss(self, heads: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         maps, rpn_heads, proposals = _from_training_heads(heads)
-        parts = self.rpn.loss(rpn_heads, targets)
         regions = [proposals.of_image(row) for row in range(len(targets))]
-        for number, stage in enumerate(self.box_stages):
-            sampled = stage.sample(regions, targets)
-            boxes = [part.boxes_xyxy for part in sampled]
-            logits, deltas = stage(self.region_pool(maps, rois_of_lists(boxes)))
-            suffix = "" if len(self.box_stages) == 1 else f"_{number + 1}"
-            for name, value in stage.loss(logits, deltas, sampled).items():
-                parts[name + suffix] = value * _STAGE_LOSS_WEIGHTS[number]
-            if not stage.config.class_specific_boxes:
-                regions = self._refined(boxes, deltas.detach(), stage, heads["_image_size_hw"])
+        parts = self.rpn.loss(rpn_heads, targets)
+        parts |= self.box_losses(maps, regions, heads["_image_size_hw"], targets)
         return {**parts, "loss": torch.stack(list(parts.values())).sum()}
-
-    def _refined(
-        self, boxes_xyxy: list[Tensor], deltas: Tensor, stage: BoxStage, image_size_hw: Tensor
-    ) -> list[Tensor]:
-        """The regions of each image as a stage has moved them, for the next to learn from."""
-        parts = deltas.split([len(boxes) for boxes in boxes_xyxy])
-        return [
-            _clipped(decode_deltas(part, boxes, stage.config.box_weights)[None], size_hw[None])[0]
-            for part, boxes, size_hw in zip(parts, boxes_xyxy, image_size_hw, strict=True)
-        ]
-
-    def decode_spec(self, size_hw: tuple[int, int]) -> AnchorDeltas:
-        self.check_size(size_hw)
-        last = self.config.box_stages[-1]
-        return AnchorDeltas(
-            num_classes=self.num_classes,
-            box_weights=last.box_weights,
-            delta_clip=DELTA_CLIP,
-            class_specific_boxes=last.class_specific_boxes,
-            score_activation="softmax",
-            background_class=0,
-            multi_label=True,
-            clip_to_image=True,
-            nms=NmsSpec(pre_nms_top_k=0, top_k_scope="class", min_size=SMALLEST_SIDE),
-        )
-
-    def default_preprocess(self, size_hw: tuple[int, int]) -> Preprocess:
-        return preset("imagenet-letterbox", size_hw)
-
-
-def _backbone(config: RcnnConfig) -> RegionPyramid | MobileNetPyramid | SingleMap:
-    if config.backbone_kind == "mobilenet":
-        return MobileNetPyramid(config.channels)
-    if config.backbone_kind == "single":
-        return SingleMap(config.backbone, stage=config.backbone_stages[0])
-    return RegionPyramid(
-        config.backbone,
-        stages=config.backbone_stages,
-        channels=config.channels,
-        normalised=config.normalised_pyramid,
-    )
 
 
 def _training_heads(
@@ -296,23 +185,14 @@ def _from_training_heads(heads: dict[str, Tensor]) -> tuple[list[Tensor], RpnHea
     return maps, rpn_heads, Proposals(boxes_xyxy=heads["_proposals_xyxy"], counts=heads["_counts"])
 
 
-def _clipped(boxes_xyxy: Tensor, image_size_hw: Tensor) -> Tensor:
-    """Boxes (B, P, 4) inside images of (B, 2)."""
-    upper = image_size_hw.flip(1).repeat(1, 2)[:, None]  # (B, 1, 4) as x, y, x, y
-    return torch.minimum(boxes_xyxy.clamp(min=0), upper)
-
-
-def _mean_logits(all_logits: list[Tensor]) -> Tensor:
-    """Logits whose softmax is the mean of the softmaxes."""
-    if len(all_logits) == 1:
-        return all_logits[0]
-    scores = torch.stack([logits.softmax(dim=1) for logits in all_logits]).mean(dim=0)
-    return scores.clamp(min=_SMALLEST_SCORE).log()
-
-
-def build(variant: str, num_classes: int) -> FasterRcnn:
+def build(variant: str, num_classes: int) -> DetectionModel:
     """A detector of that variant with random weights."""
-    return FasterRcnn(variant=variant, num_classes=num_classes)
+    config = VARIANTS[variant]
+    if isinstance(config, CropConfig):
+        return CropRcnn(config, variant=variant, num_classes=num_classes)
+    if config.rpn is None:
+        return FastRcnn(config, variant=variant, num_classes=num_classes)
+    return FasterRcnn(config, variant=variant, num_classes=num_classes)
 
 
 def import_checkpoint(state: StateDict, variant: str) -> ImportedWeights:

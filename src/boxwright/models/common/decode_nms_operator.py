@@ -7,8 +7,6 @@ Eager torch runs the kernels of `boxwright.core`. While torch exports to ONNX th
 from __future__ import annotations
 
 import functools
-import json
-from dataclasses import asdict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,9 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from boxwright.core import kernels
-from boxwright.core.decode_nms_attributes import DecodeNmsAttributes
+from boxwright.core.decode_nms_attributes import TRACED_DOMAIN, TRACED_INPUTS, DecodeNmsAttributes
 
-TRACED_DOMAIN = "boxwright.traced"
 _SCHEMA = (
     "(Tensor box_regression, Tensor class_logits, Tensor? priors, Tensor? image_size_hw, float score_threshold, "
     "float iou_threshold, str attributes_json) -> (Tensor, Tensor, Tensor, Tensor)"
@@ -59,10 +56,16 @@ def decode_nms(
         image_size_hw: (B, 2), for `clip_to_image`.
     """
     assert attributes.score_combination == "none"
-    attributes_json = json.dumps(asdict(attributes))
+    attributes_json = attributes.to_json()
     if torch.onnx.is_in_onnx_export():
+        given = {
+            "box_regression": box_regression,
+            "class_logits": class_logits,
+            "priors": priors,
+            "image_size_hw": image_size_hw,
+        }
         return _traced(
-            (box_regression, class_logits, priors, image_size_hw),
+            tuple(given[name] for name in TRACED_INPUTS),
             {"attributes": attributes_json, "score_threshold": score_threshold, "iou_threshold": iou_threshold},
             attributes.max_detections,
         )
@@ -135,10 +138,7 @@ def _(
 
 @functools.lru_cache(maxsize=64)
 def _attributes(attributes_json: str) -> DecodeNmsAttributes:
-    fields = json.loads(attributes_json)
-    return DecodeNmsAttributes(
-        **{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
-    )
+    return DecodeNmsAttributes.from_json(attributes_json)
 
 
 def _array(tensor: Tensor) -> NDArray[np.float32]:
