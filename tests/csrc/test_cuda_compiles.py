@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from decode_nms_cuda_library import CSRC
+from decode_nms_cuda_library import CSRC, ENTRY, INCLUDES
 
 NVCC = shutil.which("nvcc")
 # Jetson Xavier and Orin, Ada, Hopper, Blackwell; each toolkit knows some of them.
@@ -40,3 +40,11 @@ def test_the_kernels_compile_for_every_gpu_that_this_toolkit_knows(tmp_path: Pat
     if listing is not None:  # the object has code for each, not for fewer
         text = subprocess.run([listing, "--list-elf", str(built)], check=True, capture_output=True, text=True).stdout
         assert [number for number in found if f"sm_{number}" in text] == found
+
+
+def test_the_library_of_the_gpu_tests_compiles(tmp_path: Path) -> None:
+    assert NVCC is not None
+    strict = ["-Werror", "all-warnings", "-Xcompiler", "-Wall,-Wextra,-Werror,-fPIC", *INCLUDES]
+    command = [NVCC, "-std=c++17", *strict, "-c", str(ENTRY / "decode_nms_cuda_device.cu")]
+    finished = subprocess.run([*command, "-o", str(tmp_path / "entry.o")], capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr

@@ -73,6 +73,14 @@ def test_the_corpus(part: int, emulated: EmulatedKernels, emulated_in_small_bloc
             raise AssertionError(f"{error}\nfor the case {line}") from error
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not kernels.instruction_sets(), reason="the compiled kernels are not built")
+@pytest.mark.parametrize("line", [line for line in CORPUS if not is_small(Case.from_json(line))])
+def test_the_largest_of_the_corpus(line: str, emulated: EmulatedKernels) -> None:
+    inputs = Case.from_json(line).inputs()
+    assert_equal(emulated.decode_nms(**inputs), kernels.decode_nms(**inputs), line)
+
+
 def dense_case(**changes: Any) -> Case:
     """Many more candidates than a chunk, with ties, in several images."""
     attributes = DecodeNmsAttributes(
