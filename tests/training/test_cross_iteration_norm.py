@@ -45,6 +45,25 @@ def test_the_first_batch_is_normalised_as_usual() -> None:
         torch.testing.assert_close(crossed.state_dict()[name], value, atol=1e-5, rtol=1e-5, msg=name)
 
 
+def test_the_gradient_sees_that_earlier_statistics_follow_the_weights() -> None:
+    """With the same batch again and again it is plain normalisation's, to which the scale of the weights is nothing.
+
+    Were earlier statistics taken for constants, larger weights would pay, and grow for ever.
+    """
+    plain, crossed = small_network(), small_network()
+    insert_cross_iteration_norm(crossed, 3, EXAMPLE)
+    look_back(crossed, is_active=True)
+    images, wanted = torch.randn(2, 3, 12, 10), torch.randn(2, 2, 10, 8)
+    for network in (plain, crossed):
+        for _ in range(3):
+            network.zero_grad()
+            (network.train()(images) - wanted).square().sum().backward()
+    weight, expected = crossed[0].weight, plain[0].weight
+    torch.testing.assert_close(weight.grad, expected.grad, atol=1e-3, rtol=1e-3)
+    along = (weight.grad.flatten(1) * weight.detach().flatten(1)).sum(dim=1)
+    assert (along.abs() < 1e-2 * weight.grad.flatten(1).norm(dim=1)).all()
+
+
 def test_earlier_statistics_are_those_of_todays_weights_to_first_order() -> None:
     """The mean is linear in the weights, so its compensation is exact; squares are off by the change squared."""
     network = small_network()

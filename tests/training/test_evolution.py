@@ -182,6 +182,13 @@ def test_what_the_user_can_mend_ends_the_study(tmp_path: Path) -> None:
         evolve(config(tmp_path / "a"), num_trials=2, weights=FitnessWeights(), run_training=broken)
 
 
+def test_data_to_measure_on_are_asked_for_first(shapes_dir: Path, tmp_path: Path) -> None:
+    without = config(tmp_path / "a", val_split="holdout")
+    with pytest.raises(InputError, match="expected data with a split 'holdout' to measure on"):
+        evolve(dataclasses.replace(without, data=shapes_dir), num_trials=1, weights=FitnessWeights())
+    assert not (tmp_path / "a").exists()
+
+
 def test_command_line(shapes_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "study"
     arguments = ["train", "--model", "yolox-pico", "--data", str(shapes_dir), "--epochs", "1", "--imgsz", "64x96"]

@@ -168,7 +168,7 @@ def test_what_cannot_be_learned_from(folders: Path, tmp_path: Path) -> None:
     cv2.imwrite(str(one / "train" / "only" / "a.png"), np.zeros((20, 20, 3), np.uint8))
     with pytest.raises(DatasetError, match="got 1 class"):
         pretrain_classification(config(one, tmp_path / "a"), show_progress=False)
-    with pytest.raises(InputError):
+    with pytest.raises(DatasetError, match="expected a data set's folder with"):
         pretrain_classification(config(tmp_path / "nowhere", tmp_path / "b"), show_progress=False)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "backbone.pt").write_text("mine")

@@ -60,15 +60,17 @@ def load_classification(root: Path, split: str) -> ClassificationData | None:
     Raises:
         DatasetError: where it is neither, or a split has nothing to learn from.
     """
-    folder = root / split
-    if root.is_dir() and any(_class_folders(path) for path in root.iterdir() if path.is_dir()):
-        data = _from_folders(root, folder)
-    elif split in list_splits(root):
-        data = _from_boxes(load_dataset(root, split))
+    try:
+        splits = list_splits(root)
+    except DatasetError:
+        # No detection data set. Where it is no folder of classes either, the layouts that were looked for help most.
+        if not root.is_dir() or not any(_class_folders(path) for path in root.iterdir() if path.is_dir()):
+            raise
+        data = _from_folders(root, root / split)
     else:
-        return None
+        data = _from_boxes(load_dataset(root, split)) if split in splits else None
     if data is not None and not data.samples:
-        raise DatasetError(str(folder), expected="images with a class", got="none", fix="check --data")
+        raise DatasetError(f"{root} (split {split})", expected="images with a class", got="none", fix="check --data")
     return data
 
 

@@ -3,7 +3,8 @@
 The mean of a convolution's output in an earlier batch is m(w_old); with today's weights it would be about
 m(w_old) + dm/dw (w_now - w_old), and the mean of squares likewise. Since a channel's output depends on that channel's
 weights alone, one backward pass through the convolution gives the derivatives of all channels. Only the weights of the
-convolution before the normalisation count, as in the paper.
+convolution before the normalisation count, as in the paper. The gradient passes through the correction too: were
+earlier statistics constants, larger weights would pay, and grow for ever.
 
 In evaluation, and in the state dict, such a layer is the plain BatchNorm that it took the place of.
 
@@ -72,7 +73,7 @@ class CrossIterationNorm2d(nn.BatchNorm2d):
         weight: Tensor = self._convolution.weight  # type: ignore[union-attr, assignment]
         means, all_squares = [mean], [squares]
         for past in self._past:
-            earlier_mean, earlier_squares = past.today(weight.detach())
+            earlier_mean, earlier_squares = past.today(weight)
             means.append(earlier_mean)
             all_squares.append(earlier_squares)
         joint_mean = torch.stack(means).mean(dim=0)

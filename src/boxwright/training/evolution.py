@@ -24,6 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from boxwright.core.errors import AnswerIsNoError, InputError, OutputError
 from boxwright.core.files import atomic_file, check_writable, write_text
+from boxwright.data import list_splits
 from boxwright.models import build_model
 from boxwright.training.config import TrainConfig
 from boxwright.training.run import TrainResult, train
@@ -195,6 +196,8 @@ def evolve(
     """
     if num_trials < 1:
         raise InputError("--evolve", expected="at least 1 trial", got=str(num_trials), fix="pass more")
+    if run_training is None:
+        _check_measurable(config)
     with torch.device("meta"):
         suggested = build_model(config.model, num_classes=1).suggested_augmentation
     config = dataclasses.replace(config, augmentation=config.augmentation.resolved(suggested))
@@ -203,13 +206,28 @@ def evolve(
         study.tell(trial.number, state=TrialState.FAIL)
         study.enqueue_trial(trial.params)
         shutil.rmtree(_trial_folder(config.out, trial.number), ignore_errors=True)
-    run = (lambda trial_config: train(trial_config, show_progress=False)) if run_training is None else run_training
+    run = _train_quietly if run_training is None else run_training
     while len(finished := _finished(study)) < num_trials:
         number, fitness = _run_trial(study, config, weights, run)
         _write_table(study, config.out)
         done = len(finished) + 1
         tell(f"trial {done}/{num_trials} ({_trial_folder(config.out, number).name}): fitness {fitness:.4f}")
     return _conclude(study, config)
+
+
+def _train_quietly(config: TrainConfig) -> TrainResult:
+    return train(config, show_progress=False)
+
+
+def _check_measurable(config: TrainConfig) -> None:
+    """Raise `InputError` before the first training where its fitness could not be measured."""
+    if config.val_split not in list_splits(config.data):
+        raise InputError(
+            "--evolve",
+            expected=f"data with a split {config.val_split!r} to measure on",
+            got="splits " + ", ".join(list_splits(config.data)),
+            fix="add one to the data",
+        )
 
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:
