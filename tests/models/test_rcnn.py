@@ -26,7 +26,7 @@ from boxwright.models.common.proposals import as_rois, canvas_size_hw, pad_propo
 from boxwright.models.common.roi_pooling import RegionPool, region_levels
 from boxwright.models.common.roi_sampling import choose_samples, sample_regions
 from boxwright.models.common.rpn import RpnHeads
-from boxwright.models.rcnn import import_checkpoint
+from boxwright.models.rcnn import FasterRcnn, begin_alternating_step, import_checkpoint
 from boxwright.runtimes.detector import Detector
 from boxwright.runtimes.torch import TorchBackend
 from torchvision_parity import as_torchvision_takes_it, real_images
@@ -318,3 +318,31 @@ def test_proposals_from_outside_are_clipped_and_those_beyond_count_for_nothing()
     for bad in ([torch.zeros(2, 4)], [torch.zeros(2, 3)] * 2, [torch.full((1, 4), torch.nan), torch.zeros(0, 4)]):
         with pytest.raises(InputError, match="finite boxes"):
             pad_proposals(bad, sizes)
+
+
+def test_alternating_training_moves_one_part_at_a_time() -> None:
+    torch.manual_seed(0)
+    model = build_model("fasterrcnn-pico", num_classes=3)
+    assert isinstance(model, FasterRcnn)
+    initial = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    images = torch.randn(2, 3, 96, 128)
+    targets = Targets(boxes_xyxy=[torch.tensor([[10.0, 10, 60, 60]])] * 2, class_ids=[torch.tensor([1])] * 2)
+    moved_by_step = {1: {"backbone", "rpn"}, 2: {"backbone", "roi_heads"}, 3: {"rpn"}, 4: {"roi_heads"}}
+    for step, expected in moved_by_step.items():
+        begin_alternating_step(model, step, initial)
+        before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        if step == 2:  # from the first weights again, but on the proposals of what step 1 made
+            assert all(torch.equal(before[f"backbone.{name}"], tensor) for name, tensor in initial.items())
+            proposer = model.proposers[0]
+            assert any(not torch.equal(proposer.backbone.state_dict()[name], initial[name]) for name in initial)
+        optimizer = torch.optim.SGD([value for value in model.parameters() if value.requires_grad], lr=0.1)
+        parts = model.train().training_loss(images, targets)
+        assert ("objectness" in parts) == ("rpn" in expected) and ("class" in parts) == ("roi_heads" in expected)
+        parts["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        after = model.state_dict()
+        assert {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])} == expected
+    assert len(model.proposers) == 0 and not any(name.startswith("proposers") for name in model.state_dict())
+    with pytest.raises(InputError, match="1, 2, 3 or 4"):
+        begin_alternating_step(model, 5, initial)

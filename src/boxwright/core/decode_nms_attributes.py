@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from boxwright.core.errors import InputError
 
@@ -103,8 +103,11 @@ class DecodeNmsAttributes:
     @classmethod
     def from_json(cls, text: str) -> DecodeNmsAttributes:
         """What `to_json` wrote."""
-        fields = json.loads(text)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        fields: dict[str, Any] = json.loads(text)
+        for name, value in fields.items():
+            if isinstance(value, list):
+                fields[name] = tuple(value)
+        return cls(**fields)
 
 
 def _require_member(name: str, value: str, allowed: tuple[str, ...]) -> None:

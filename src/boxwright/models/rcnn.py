@@ -9,12 +9,13 @@ Vasconcelos, Cascade R-CNN, CVPR 2018; the second version of the heads after tor
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from boxwright.core.errors import CheckpointError
+from boxwright.core.errors import CheckpointError, InputError
 from boxwright.models.common.box_head import StageConfig
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.crop_rcnn import CropConfig, CropRcnn
@@ -31,6 +32,8 @@ IMPORTS = (
     "torchvision's fasterrcnn_resnet50_fpn (fasterrcnn-r50), fasterrcnn_resnet50_fpn_v2 (fasterrcnn-r50-v2) and "
     "fasterrcnn_mobilenet_v3_large_320_fpn (fasterrcnn-mobilenet-320)"
 )
+LEARNED_PARTS = ("backbone", "rpn", "roi_heads")
+_ALTERNATING_PARTS = {1: ("backbone", "rpn"), 2: ("backbone", "roi_heads"), 3: ("rpn",), 4: ("roi_heads",)}
 _PYRAMID_ANCHORS = ((32,), (64,), (128,), (256,), (512,))
 
 
@@ -139,12 +142,25 @@ VARIANTS: dict[str, RcnnConfig | CropConfig] = {
 
 
 class FasterRcnn(RegionDetector):
-    """The detector; its keys are those of torchvision's. With several box stages it is Cascade R-CNN."""
+    """The detector; its keys are those of torchvision's. With several box stages it is Cascade R-CNN.
+
+    Attributes:
+        learned_parts: of the network, all of them in joint training; see `begin_alternating_step`.
+        proposers: at most one other detector, whose proposals the box heads learn on instead of one's own.
+    """
 
     def __init__(self, config: RcnnConfig, *, variant: str, num_classes: int) -> None:
         super().__init__(config, variant=variant, num_classes=num_classes)
         assert config.rpn is not None
         self.rpn = RegionProposalNetwork(self.map_channels, config.rpn)
+        self.learned_parts: frozenset[str] = frozenset(LEARNED_PARTS)
+        self.proposers: list[FasterRcnn] = []  # in a list, so that its weights are not counted among ours
+
+    def train(self, mode: bool = True) -> FasterRcnn:
+        super().train(mode)
+        if "backbone" not in self.learned_parts:
+            self.backbone.eval()  # statistics of a fixed part stay, too
+        return self
 
     def forward(self, images: Tensor, pixel_mask: Tensor | None = None) -> dict[str, Tensor]:
         maps = self.backbone(images)
@@ -152,6 +168,8 @@ class FasterRcnn(RegionDetector):
         rpn_heads = self.rpn(maps, (images.shape[2], images.shape[3]))
         proposals = self.rpn.propose(rpn_heads, image_size_hw)
         if self.training:
+            if self.proposers:
+                proposals = self.proposers[0].propose(images, image_size_hw)
             return _training_heads(maps, rpn_heads, proposals, image_size_hw)
         heads = self.detect_in(maps, proposals.boxes_xyxy, image_size_hw)
         return heads if pixel_mask is None else {**heads, "image_size_hw": image_size_hw}
@@ -159,9 +177,50 @@ class FasterRcnn(RegionDetector):
     def loss(self, heads: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
         maps, rpn_heads, proposals = _from_training_heads(heads)
         regions = [proposals.of_image(row) for row in range(len(targets))]
-        parts = self.rpn.loss(rpn_heads, targets)
-        parts |= self.box_losses(maps, regions, heads["_image_size_hw"], targets)
+        parts: dict[str, Tensor] = {}
+        if "rpn" in self.learned_parts:
+            parts |= self.rpn.loss(rpn_heads, targets)
+        if "roi_heads" in self.learned_parts:
+            parts |= self.box_losses(maps, regions, heads["_image_size_hw"], targets)
         return {**parts, "loss": torch.stack(list(parts.values())).sum()}
+
+    @torch.no_grad()
+    def propose(self, images: Tensor, image_size_hw: Tensor) -> Proposals:
+        """The proposals alone.
+
+        Args:
+            images: (B, 3, H, W).
+            image_size_hw: (B, 2) that they are clipped to.
+        """
+        rpn_heads = self.rpn(self.backbone(images), (images.shape[2], images.shape[3]))
+        return self.rpn.propose(rpn_heads, image_size_hw)
+
+
+def begin_alternating_step(model: FasterRcnn, step: int, initial_backbone: StateDict) -> None:
+    """Prepare a detector for one of the four steps of alternating training, each of which is then trained to its end.
+
+    1: the backbone and the proposals. 2: the backbone, from its initial weights, and the boxes, on the proposals of
+    step 1. 3: the proposals, on the backbone of step 2, which stays from now on. 4: the boxes.
+
+    Args:
+        model: to be trained with an optimizer of its own in each step; fixed parts take no gradients.
+        step: 1 to 4, in this order.
+        initial_backbone: the state dict of `model.backbone` before step 1.
+
+    Raises:
+        InputError: where there is no such step.
+
+    Source: Ren et al., Faster R-CNN, 2015, sec. 3.2.
+    """
+    if step not in _ALTERNATING_PARTS:
+        raise InputError("step", expected="1, 2, 3 or 4", got=repr(step), fix="pass them in this order")
+    model.proposers.clear()
+    if step == 2:
+        model.proposers.append(copy.deepcopy(model).eval().requires_grad_(False))
+        model.backbone.load_state_dict(initial_backbone)
+    model.learned_parts = frozenset(_ALTERNATING_PARTS[step])
+    for name in LEARNED_PARTS:
+        getattr(model, name).requires_grad_(name in model.learned_parts)
 
 
 def _training_heads(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import timm
@@ -74,7 +74,8 @@ class CropRcnn(DetectionModel):
         super().__init__(variant=variant, num_classes=num_classes)
         self.config = config
         self.backbone = timm.create_model(config.backbone, pretrained=False, num_classes=0)
-        width = int(getattr(self.backbone, "head_hidden_size", None) or self.backbone.num_features)
+        network: Any = self.backbone
+        width = int(getattr(network, "head_hidden_size", None) or network.num_features)
         self.classifier = nn.Linear(width, num_classes + 1)
         self.svms = nn.Linear(width, num_classes)
         self.box_regressors = nn.Linear(width, num_classes * 4)
