@@ -34,9 +34,10 @@ from boxwright.bench.candidate_process import CandidateError, CandidateProcess, 
 from boxwright.bench.conditions import find_disturbances, read_conditions
 from boxwright.bench.launch import Launch
 from boxwright.bench.results import BenchReport, DataSummary, Result, Settings
-from boxwright.bench.run_state import RunState, cache_dir, fingerprint
+from boxwright.bench.run_state import RunState, fingerprint
 from boxwright.bench.summary import block_medians, find_pairs, find_pareto, is_precise, summarise
 from boxwright.core.errors import InputError
+from boxwright.core.files import cache_dir
 from boxwright.core.machine import describe_machine
 from boxwright.data.dataset import Dataset
 from boxwright.data.hashing import content_sha256 as data_sha256

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,12 +29,6 @@ class RawDetections(NamedTuple):
 
     detections: tuple[Detections, ...]  # of each image, none for one that could not be used
     unreadable: dict[int, str]  # index of the image: reason
-
-
-def cache_dir() -> Path:
-    """Where Boxwright keeps what can be made again."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(root) / "boxwright"
 
 
 def fingerprint(candidates: Sequence[Candidate], settings: Settings, data_sha256: str) -> str:

@@ -87,7 +87,7 @@ def prepare_candidates(
         InputError: where a path does not exist.
     """
     from boxwright.bench.candidate import Candidate, check_exists
-    from boxwright.bench.run_state import cache_dir
+    from boxwright.core.files import cache_dir
 
     check_exists([Candidate(model=str(model)) for model in models])
     cache = ArtifactCache(cache_dir() / "artifacts", data, on_note=on_note)

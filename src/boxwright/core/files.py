@@ -12,6 +12,13 @@ from pathlib import Path
 from boxwright.core.errors import OutputError
 
 
+def cache_dir() -> Path:
+    """Where Boxwright keeps what can be made again: below XDG_CACHE_HOME, else ~/.cache."""
+    # No path that is not absolute counts, says the XDG specification.
+    given = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(given) if os.path.isabs(given) else Path.home() / ".cache") / "boxwright"
+
+
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it replaces `path` when the block ends well, else it is removed.

@@ -17,7 +17,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from boxwright.core.errors import UnsupportedError
-from boxwright.core.files import atomic_directory
+from boxwright.core.files import atomic_directory, cache_dir
 
 BUILD_COMMAND = "boxwright doctor --build-plugins"
 _LOG = "build.log"
@@ -56,12 +56,9 @@ def source_digest(sources: Path, *, without: Collection[str] = ()) -> str:
 
 def plugin_folder(engine: str, version: str, digest: str) -> Path:
     """Where the cache keeps the plugin for this version of an engine, of these sources."""
-    # No path that is not absolute counts, says the XDG specification.
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    cache = Path(given) if os.path.isabs(given) else Path.home() / ".cache"
     # For example 2026.4.1-21023-abc; a branch in the name of a build can hold slashes.
     name = "".join(character if character.isalnum() or character in ".-" else "_" for character in version)
-    return cache / "boxwright" / "plugins" / f"{engine}-{name}-{platform.machine()}-{digest}"
+    return cache_dir() / "plugins" / f"{engine}-{name}-{platform.machine()}-{digest}"
 
 
 def build_plugin(sources: Path, folder: Path, library: str, options: Collection[str]) -> Path:

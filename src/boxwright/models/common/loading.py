@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
-
 from boxwright.core.errors import CheckpointError, InputError
 from boxwright.core.labels import load_labels
 from boxwright.core.manifest import Manifest
@@ -23,6 +20,7 @@ from boxwright.models.common.checkpoint import (
     read_checkpoint,
     sha256_of,
 )
+from boxwright.models.common.costs import variant_costs
 from boxwright.models.common.detector import DetectionModel
 from boxwright.models.common.registry import (
     ImportedWeights,
@@ -36,8 +34,6 @@ from boxwright.models.common.registry import (
 
 OWN_KEY = "boxwright"
 OWN_SCHEMA = 1
-# Only for the cost that list_models() gives, so that the published numbers can be compared.
-_COCO_CLASSES = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,26 +115,18 @@ class Weights:
 
 def list_models() -> tuple[ModelInfo, ...]:
     """All variants of all families, with their cost."""
+    costs = variant_costs()
     return tuple(
-        _describe(name, variant, family.IMPORTS) for name, family in families().items() for variant in family.VARIANTS
-    )
-
-
-def _describe(family: str, variant: str, imports: str) -> ModelInfo:
-    size_hw = families()[family].VARIANTS[variant].size_hw
-    # On the meta device nothing is computed or allocated.
-    with torch.device("meta"):
-        module = families()[family].build(variant, _COCO_CLASSES).eval().requires_grad_(False)
-        images = torch.empty(1, 3, *size_hw)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        module(images)
-    return ModelInfo(
-        family=family,
-        variant=variant,
-        size_hw=size_hw,
-        num_parameters=sum(parameter.numel() for parameter in module.parameters()),
-        gflops=counter.get_total_flops() / 1e9,
-        imports=imports,
+        ModelInfo(
+            family=name,
+            variant=variant,
+            size_hw=config.size_hw,
+            num_parameters=costs[variant].num_parameters,
+            gflops=costs[variant].gflops,
+            imports=family.IMPORTS,
+        )
+        for name, family in families().items()
+        for variant, config in family.VARIANTS.items()
     )
 
 
