@@ -18,7 +18,8 @@ from boxwright.core.errors import MissingDependencyError, ModelFileError, Unsupp
 from boxwright.core.manifest import METADATA_KEY
 from boxwright.runtimes.backend import TensorSpec, check_inputs, closed_error, run_failure
 from boxwright.runtimes.model_file import inspect_onnx, locate_model_file, onnx_without_initializers
-from boxwright.runtimes.openvino_plugin import BUILD_COMMAND, find_openvino_plugin, mentions_decode_nms
+from boxwright.runtimes.openvino_plugin import find_openvino_plugin, mentions_decode_nms
+from boxwright.runtimes.plugin_build import BUILD_COMMAND
 
 if TYPE_CHECKING:
     import openvino  # type: ignore[import-untyped]
