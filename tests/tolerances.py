@@ -41,7 +41,7 @@ OPENCV_MAP50 = 4e-3
 # bound that the project set itself).
 IMPORTED_BOXES = 1e-3
 IMPORTED_SCORES = 1e-3
-# Of a pixel that OpenCV resized in float32 against PyTorch's, of 255: they round the place that it comes from otherwise.
+# Of a pixel, of 255, resized in float32 by OpenCV against PyTorch: they round the place that it comes from otherwise.
 FLOAT_RESIZE = 0.02
 
 # Of a graph that resizes by itself, against OpenCV's resize of bytes: another grey level in so many of the pixels, the
