@@ -22,7 +22,19 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     ),
     "train": (
         "train a detector",
-        ("faster_coco_eval", "lightning", "optuna", "scipy", "tensorboard", "timm", "torch", "torchvision", "yaml"),
+        (
+            "faster_coco_eval",
+            "lightning",
+            "optuna",
+            "scipy",
+            "skimage",
+            "sklearn",
+            "tensorboard",
+            "timm",
+            "torch",
+            "torchvision",
+            "yaml",
+        ),
     ),
     "int8": ("quantize to INT8", ("nncf", "onnx", "onnx_ir", "onnxruntime", "yaml")),
     "bench": (
