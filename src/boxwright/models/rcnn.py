@@ -126,6 +126,7 @@ VARIANTS: dict[str, RcnnConfig | CropConfig] = {
     "rcnn-r18": CropConfig(backbone="resnet18"),
     # Regions come from selective search, or from whoever sets `proposal_source`.
     "fastrcnn-pico": replace(_pico((StageConfig(samples=64),)), rpn=None, box_head_width=192),
+    "fastrcnn-r18": RcnnConfig(backbone="resnet18", size_hw=(512, 512)),
     "fastrcnn-r50": RcnnConfig(backbone="resnet50"),
     "fastrcnn-vgg16": RcnnConfig(
         backbone="vgg16",
