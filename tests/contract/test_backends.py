@@ -14,6 +14,7 @@ from boxwright.core.errors import InputError, ModelFileError, UnsupportedError
 from boxwright.core.manifest import Manifest
 from boxwright.runtimes.backend import Backend, backend_module, backend_names, open_backend
 from boxwright.runtimes.detector import Detector
+from boxwright.runtimes.pixel_detector import PixelDetectorBackend
 from models_for_tests import (
     HEIGHT,
     LOGIT_SCALE,
@@ -25,7 +26,11 @@ from models_for_tests import (
 )
 from tolerances import ENGINE_TENSORS
 
-FILE_BACKENDS = [name for name in backend_names() if ".pth" not in backend_module(name).SUFFIXES]
+# Detectors without a network move no tensors but pixels and detections; tests/runtimes/test_opencv.py is theirs.
+TENSOR_BACKENDS = [
+    name for name in backend_names() if not issubclass(backend_module(name).BACKEND, PixelDetectorBackend)
+]
+FILE_BACKENDS = [name for name in TENSOR_BACKENDS if ".pth" not in backend_module(name).SUFFIXES]
 
 
 def _torch_backend() -> Backend:
@@ -56,7 +61,7 @@ def _open(name: str, folder: Path, batch: int | None, **wishes: Any) -> Backend:
     return open_backend(path, backend=name, **wishes)
 
 
-@pytest.fixture(params=backend_names())
+@pytest.fixture(params=TENSOR_BACKENDS)
 def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Backend]:
     with _open(request.param, tmp_path, None) as opened:
         yield opened

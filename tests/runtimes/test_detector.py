@@ -259,7 +259,8 @@ def test_a_manifest_given_by_the_caller(tmp_path: Path) -> None:
         ("model.txt", b"?", "the suffix '.txt'"),
         ("model", b"?", "without a suffix"),
         ("weights.pth", b"?", "boxwright export"),
-        ("cascade.xml", b"<opencv_storage/>", "root element <net>"),
+        ("cascade.xml", b"<opencv_storage/>", "intact cascade or HOG file of OpenCV"),
+        ("page.xml", b"<html/>", "<net> or <opencv_storage>"),
         ("lonely.xml", b"<net/>", "lonely.bin"),
     ],
 )

@@ -15,6 +15,7 @@ from boxwright.core.errors import MissingDependencyError, UnsupportedError
 from boxwright.runtimes.backend import Backend, open_backend
 from boxwright.runtimes.detector import Detector
 from boxwright.runtimes.model_file import locate_model_file
+from boxwright.runtimes.pixel_detector import PixelDetectorBackend
 
 if TYPE_CHECKING:
     import onnx
@@ -39,6 +40,10 @@ def open_raw_engine(path: str | os.PathLike[str], detector: Detector, *, num_thr
     backend = detector.backend
     if detector.manifest.stage != "detections":
         return backend
+    if isinstance(backend, PixelDetectorBackend):
+        raise UnsupportedError(
+            str(path), expected="a network", got="a detector without a graph", fix="look at the stage infer instead"
+        )
     source = locate_model_file(path)
     cutters = {".onnx": cut_onnx, ".xml": cut_openvino}
     if source.suffix.lower() not in cutters:

@@ -123,6 +123,8 @@ class _Source:
         Raises:
             BoxwrightError: where there is none.
         """
+        from boxwright.runtimes.opencv import is_opencv_file
+
         if cell.backend == "torch" and is_checkpoint(self._path):
             size_hw = list(cell.size_hw) if cell.size_hw else None
             options = {
@@ -132,6 +134,8 @@ class _Source:
                 "size_hw": size_hw,
             }
             return self.named(cell, str(self._path), _CHECKPOINT_OPENER, options)
+        if self._options.labels is not None and is_opencv_file(self._path):
+            return self.named(cell, str(self._path), _CHECKPOINT_OPENER, {"labels": self._options.labels})
         return self.named(cell, str(self._artifact(cell)))
 
     def named(

@@ -80,13 +80,17 @@ def open_detector(
         return _open_checkpoint(
             path, backend, device, precision, num_threads, conf, iou, checkpoint or CheckpointOptions()
         )
+    from boxwright.runtimes.opencv import is_opencv_file
+
+    if checkpoint is not None and checkpoint == CheckpointOptions(labels=checkpoint.labels) and is_opencv_file(path):
+        return _open_classical(path, backend, device, precision, num_threads, conf, iou, checkpoint.labels)
     if checkpoint is not None and checkpoint != CheckpointOptions():
         raise InputError(
             str(path),
             expected="a training checkpoint ("
             + ", ".join(CHECKPOINT_SUFFIXES)
             + ") with --model, --labels, --preprocess "
-            "or --imgsz",
+            "or --imgsz, or a file of OpenCV with --labels",
             got="another file, which says these things of itself",
             fix="leave these options out",
         )
@@ -95,6 +99,42 @@ def open_detector(
     return Detector(
         path, backend=backend, device=device, precision=precision, num_threads=num_threads, conf=conf, iou=iou
     )
+
+
+def _open_classical(
+    path: str | os.PathLike[str],
+    backend: str | None,
+    device: str,
+    precision: str | None,
+    num_threads: int,
+    conf: float | None,
+    iou: float | None,
+    labels: str | None,
+) -> Detector:
+    """A file of OpenCV, whose one class is what `labels` says."""
+    from dataclasses import replace
+
+    from boxwright.core.manifest import Manifest
+    from boxwright.runtimes.backend import open_backend
+    from boxwright.runtimes.detector import Detector
+
+    opened = open_backend(path, backend=backend, device=device, precision=precision, num_threads=num_threads)
+    try:
+        manifest = Manifest.from_json(opened.manifest_json or "", str(path))
+        if labels is not None:
+            manifest = replace(manifest, class_names=_names_of_one(labels))
+        return Detector.from_backend(opened, manifest, conf=conf, iou=iou)
+    except BaseException:
+        opened.close()
+        raise
+
+
+def _names_of_one(labels: str) -> tuple[str, ...]:
+    """As `load_labels`, and a single word is a name, since there is one class alone."""
+    from boxwright.core.labels import BUILT_IN, load_labels
+
+    is_word = labels.strip() != "" and not set(labels) & {",", ".", os.sep} and labels not in BUILT_IN
+    return (labels,) if is_word and not Path(labels).exists() else load_labels(labels)
 
 
 def _open_checkpoint(

@@ -2,6 +2,7 @@
 
 A backend moves tensors; it knows no boxes. A file `runtimes/<engine>.py` with `BACKEND`, `SUFFIXES` and `available()`
 is a backend; its file name is its name, and nothing else has to be edited. Importing such a file imports no engine.
+Several engines have files that end in `.xml`; `XML_ROOT` names the first element of an engine's own.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 import boxwright.runtimes
 from boxwright.core.errors import InputError, ModelFileError, UnsupportedError
-from boxwright.runtimes.model_file import locate_model_file
+from boxwright.runtimes.model_file import locate_model_file, xml_root
 
 Tensors = dict[str, NDArray[Any]]
 BackendT = TypeVar("BackendT", bound="Backend")
@@ -183,13 +184,7 @@ def open_backend(
         module = _module_for(file)
     else:
         module = backend_module(backend)
-        if file.suffix.lower() not in module.SUFFIXES:
-            raise ModelFileError(
-                str(path),
-                expected=f"a file that {backend} opens ({', '.join(module.SUFFIXES)})",
-                got=repr(file.suffix),
-                fix="pass another backend, or export the model for this one",
-            )
+        _check_suits(module, backend, file)
     return module.BACKEND.open(file, device=device, precision=precision, num_threads=num_threads)
 
 
@@ -243,10 +238,30 @@ def _backend_modules() -> dict[str, BackendModule]:
     return found
 
 
+def _check_suits(module: BackendModule, name: str, file: Path) -> None:
+    """Raise `ModelFileError` where a file is none of those that an engine opens."""
+    got, expected = "", f"a file that {name} opens ({', '.join(module.SUFFIXES)})"
+    if file.suffix.lower() not in module.SUFFIXES:
+        got = repr(file.suffix)
+    elif file.suffix.lower() == ".xml" and not _opens_root(module, root := xml_root(file)):
+        got, expected = f"<{root}>", f"an XML file that {name} opens (<{module.XML_ROOT}>)"  # type: ignore[attr-defined]
+    if got:
+        raise ModelFileError(
+            str(file), expected=expected, got=got, fix="pass another backend, or export the model for this one"
+        )
+
+
+def _opens_root(module: BackendModule, root: str) -> bool:
+    """Whether an engine opens XML files with this first element; one that does not say so opens all."""
+    return getattr(module, "XML_ROOT", root) == root
+
+
 def _module_for(file: Path) -> BackendModule:
     """The installed engine whose own format comes nearest; where none is installed the first, whose `open` says so."""
     suffix = file.suffix.lower()
     modules = _backend_modules()
+    if suffix == ".xml":
+        modules = _modules_for_root(modules, file)
     suitable = sorted(
         (name for name in modules if suffix in modules[name].SUFFIXES),
         key=lambda name: (modules[name].SUFFIXES.index(suffix), name),
@@ -261,3 +276,15 @@ def _module_for(file: Path) -> BackendModule:
         )
     installed = [name for name in suitable if modules[name].available() is None]
     return modules[(installed or suitable)[0]]
+
+
+def _modules_for_root(modules: dict[str, BackendModule], file: Path) -> dict[str, BackendModule]:
+    """Those that open XML files with the first element of this one."""
+    root = xml_root(file)
+    suitable = {name: module for name, module in modules.items() if _opens_root(module, root)}
+    if not any(".xml" in module.SUFFIXES for module in suitable.values()):
+        known = sorted(f"<{module.XML_ROOT}>" for module in modules.values() if hasattr(module, "XML_ROOT"))
+        raise ModelFileError(
+            str(file), expected="an XML file of " + " or ".join(known), got=f"<{root}>", fix="pass a model file"
+        )
+    return suitable

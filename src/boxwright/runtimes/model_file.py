@@ -1,4 +1,4 @@
-"""Model files on disk: where they are, and what an ONNX file says of itself before an engine reads it.
+"""Model files on disk: where they are, and what an ONNX or XML file says of itself before an engine reads it.
 
 The ONNX package is not needed for this: of the Protocol Buffers wire format a few lines are enough, and a file that
 was cut off shows as a field that is longer than the rest.
@@ -12,7 +12,8 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from xml.parsers import expat
 
 from boxwright.core.errors import ModelFileError
 
@@ -34,6 +35,10 @@ _CHILDREN = {
     "sparse": {1: "tensor", 2: "tensor"},
 }
 _WIRE_VARINT, _WIRE_64_BIT, _WIRE_BYTES, _WIRE_32_BIT = 0, 1, 2, 5
+
+# An XML file whose first element comes later is none that an engine wrote.
+_MOST_BYTES_BEFORE_ROOT = 1 << 20
+_XML_CHUNK_BYTES = 1 << 14
 
 Buffer = mmap.mmap | bytes
 Span = tuple[int, int]
@@ -81,6 +86,35 @@ def locate_model_file(path: str | os.PathLike[str]) -> Path:
         got = "something else" if given.exists() else "a path that does not exist"
         raise ModelFileError(str(given), expected="a model file or an OpenVINO folder", got=got, fix="check the path")
     return given
+
+
+def xml_root(path: str | os.PathLike[str]) -> str:
+    """The name of an XML file's first element: "net" in an OpenVINO IR, "opencv_storage" in a file of OpenCV.
+
+    Raises:
+        ModelFileError: where it cannot be read or is no XML.
+    """
+    names: list[str] = []
+    parser = expat.ParserCreate()
+
+    def on_start(name: str, attributes: dict[str, Any]) -> None:
+        names.append(name)
+
+    parser.StartElementHandler = on_start
+    got = "one without an element"
+    try:
+        with open(path, "rb") as file:
+            while not names and file.tell() < _MOST_BYTES_BEFORE_ROOT and (chunk := file.read(_XML_CHUNK_BYTES)):
+                parser.Parse(chunk)
+            if os.fstat(file.fileno()).st_size == 0:
+                got = "an empty file"
+    except expat.ExpatError as error:
+        got = f"one that is damaged at line {error.lineno}"
+    except OSError as error:
+        got = error.strerror or str(error)
+    if not names:  # what is damaged later is for the engine to say
+        raise ModelFileError(str(path), expected="an XML file", got=got, fix="get an intact copy of it")
+    return names[0]
 
 
 def inspect_onnx(path: str | os.PathLike[str]) -> OnnxFile:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import openvino  # type: ignore[import-untyped]
 
 SUFFIXES = (".xml", ".onnx")
+XML_ROOT = "net"
 # OpenVINO would choose the precision by the CPU; here it is what was asked for.
 _PRECISION_HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 _HEAD_BYTES = 4096

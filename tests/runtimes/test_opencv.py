@@ -1,0 +1,352 @@
+"""OpenCV's cascades and HOG behind the common interface: the boxes are those that OpenCV finds when it is asked."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from boxwright.cli.main import main
+from boxwright.core.errors import InputError, ManifestError, ModelFileError, UnsupportedError
+from boxwright.core.manifest import Manifest
+from boxwright.runtimes.backend import open_backend
+from boxwright.runtimes.detector import Detector
+from boxwright.runtimes.model_file import xml_root
+from boxwright.runtimes.opencv import OpenCvBackend, available, is_opencv_file
+from boxwright.runtimes.opencv_detectors import margins_to_scores, neighbors_to_scores
+
+if available() is not None:
+    pytest.skip(str(available()), allow_module_level=True)
+
+CASCADES = Path(cv2.data.haarcascades)
+FACES = CASCADES / "haarcascade_frontalface_default.xml"
+Image = NDArray[np.uint8]
+Run = Callable[..., tuple[int, str, str]]
+
+
+def face_like(side: int) -> Image:
+    """A light oval with dark eyes and mouth, which the cascade takes for a face."""
+    canvas = np.full((side, side), 120, dtype=np.uint8)
+    at = side / 100
+
+    def ellipse(x: float, y: float, w: float, h: float, grey: int) -> None:
+        centre, axes = (round(x * at), round(y * at)), (round(w * at), round(h * at))
+        cv2.ellipse(canvas, centre, axes, 0, 0, 360, grey, -1)
+
+    ellipse(50, 52, 36, 46, 205)
+    for eye_x in (35, 65):
+        ellipse(eye_x, 36, 12, 4, 70)  # brow
+        ellipse(eye_x, 44, 9, 5, 60)
+    ellipse(50, 58, 5, 12, 225)
+    ellipse(50, 66, 9, 3, 120)
+    ellipse(50, 78, 16, 4, 90)
+    return cv2.cvtColor(cv2.GaussianBlur(canvas, (0, 0), 1.5 * at), cv2.COLOR_GRAY2BGR)  # type: ignore[return-value]
+
+
+@pytest.fixture(scope="module")
+def faces_image() -> Image:
+    """Three of them, of different sizes, on a canvas that is not square."""
+    image = np.full((231, 407, 3), 120, dtype=np.uint8)
+    for x, y, side in ((20, 30, 100), (150, 90, 130), (300, 12, 74)):
+        image[y : y + side, x : x + side] = face_like(side)
+    return image
+
+
+@pytest.fixture(scope="module")
+def people_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """OpenCV's own people detector, saved as a user would."""
+    path = tmp_path_factory.mktemp("hog") / "person.xml"
+    return save_people(path)
+
+
+def save_people(path: Path) -> Path:
+    descriptor = cv2.HOGDescriptor()
+    descriptor.setSVMDetector(cv2.HOGDescriptor.getDefaultPeopleDetector())
+    descriptor.save(str(path))
+    return path
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str]) -> Run:
+    def run_verb(*arguments: object) -> tuple[int, str, str]:
+        status = main([*map(str, arguments)])
+        out, err = capfd.readouterr()
+        return status, out, err
+
+    return run_verb
+
+
+def found_by_opencv(file: Path, image: Image) -> list[tuple[int, ...]]:
+    boxes = cv2.CascadeClassifier(str(file)).detectMultiScale(image)
+    return sorted((int(x), int(y), int(x + w), int(y + h)) for x, y, w, h in boxes)
+
+
+def found_by_us(detector: Detector, image: Image) -> list[tuple[int, ...]]:
+    return sorted(tuple(int(side) for side in box) for box in detector(image).boxes_xyxy)
+
+
+@pytest.mark.parametrize("name", ["frontalface_default", "frontalface_alt_tree", "eye", "russian_plate_number"])
+def test_cascades_find_what_opencv_finds(name: str, faces_image: Image) -> None:
+    file = CASCADES / f"haarcascade_{name}.xml"
+    with Detector(file) as detector:
+        assert detector.backend.name == "opencv"
+        assert detector.class_names == (name,)
+        assert found_by_us(detector, faces_image) == found_by_opencv(file, faces_image)
+
+
+def test_drawn_faces_are_found(faces_image: Image) -> None:
+    with Detector(FACES) as detector:
+        found = detector(faces_image)
+    assert len(found) >= 2  # else the comparisons here would compare nothing
+    assert (found.scores > 0.25).all()
+    assert (found.scores < 1).all()
+
+
+def test_lbp_cascade(tmp_path: Path, faces_image: Image) -> None:
+    file, image = tmp_path / "lbpcascade_spot.xml", faces_image[20:140, 10:130]
+    file.write_text(lbp_cascade())
+    with Detector(file) as detector:
+        assert detector.class_names == ("spot",)
+        found = found_by_us(detector, image)
+    assert found
+    assert found == found_by_opencv(file, image)
+
+
+def lbp_cascade() -> str:
+    """One weak classifier of one LBP feature: passes where all eight neighbours are as bright as the centre or more."""
+    subsets = " ".join(["-1"] * 7 + [str(2**31 - 1)])  # a set bit, of 256 codes, votes against
+    return f"""<?xml version="1.0"?>
+<opencv_storage><cascade type_id="opencv-cascade-classifier"><stageType>BOOST</stageType>
+<featureType>LBP</featureType><height>24</height><width>24</width>
+<stageParams><maxWeakCount>1</maxWeakCount></stageParams>
+<featureParams><maxCatCount>256</maxCatCount></featureParams><stageNum>1</stageNum>
+<stages><_><maxWeakCount>1</maxWeakCount><stageThreshold>0.</stageThreshold><weakClassifiers>
+<_><internalNodes>0 -1 0 {subsets}</internalNodes><leafValues>-1. 1.</leafValues></_></weakClassifiers></_></stages>
+<features><_><rect>0 0 8 8</rect></_></features></cascade></opencv_storage>
+"""
+
+
+def test_real_photographs(shared_dir: Path, people_file: Path) -> None:
+    files = sorted((shared_dir / "data" / "coco-tiny" / "val2017").glob("*.jpg"))
+    descriptor = cv2.HOGDescriptor()
+    descriptor.setSVMDetector(cv2.HOGDescriptor.getDefaultPeopleDetector())
+    num_faces = num_people = 0
+    with Detector(FACES) as faces, Detector(people_file) as people:
+        for file in files[:12]:
+            image = np.asarray(cv2.imread(str(file)), dtype=np.uint8)
+            expected = found_by_opencv(FACES, image)
+            assert found_by_us(faces, image) == expected, file.name
+            num_faces += len(expected)
+            boxes, weights = descriptor.detectMultiScale(image)
+            found = people(image)
+            assert len(found) == len(boxes), file.name
+            np.testing.assert_allclose(found.scores, np.sort(margins_to_scores(np.ravel(weights)))[::-1], rtol=1e-6)
+            num_people += len(boxes)
+    assert num_faces >= 5
+    assert num_people >= 1
+
+
+def test_scores_grow_with_the_evidence() -> None:
+    neighbors = np.arange(1, 200, dtype=np.float32)
+    margins = np.linspace(0, 8, 50, dtype=np.float32)
+    for scores in (neighbors_to_scores(neighbors), margins_to_scores(margins)):
+        assert (np.diff(scores) > 0).all()
+        assert scores[0] > 0
+        assert scores[-1] < 1
+    assert neighbors_to_scores(np.array([3.0], np.float32))[0] == 0.25  # not above the default threshold
+
+
+@pytest.mark.parametrize(("conf", "min_neighbors"), [(0.25, 3), (0.5, 9)])
+def test_threshold_is_opencvs_number_of_neighbors(faces_image: Image, conf: float, min_neighbors: int) -> None:
+    boxes = cv2.CascadeClassifier(str(FACES)).detectMultiScale(faces_image, 1.1, min_neighbors)
+    with Detector(FACES, conf=conf) as detector:
+        assert len(detector(faces_image)) == len(boxes)
+
+
+@pytest.mark.parametrize("suffix", [".xml", ".yml", ".yaml"])
+def test_hog_files(tmp_path: Path, suffix: str) -> None:
+    with Detector(save_people(tmp_path / f"person{suffix}")) as detector:
+        assert detector.class_names == ("person",)
+        assert detector.manifest.family == "hog"
+        assert detector.manifest.preprocess.size_hw == (128, 64)
+
+
+@pytest.mark.parametrize("size_hw", [(2, 2), (23, 300), (127, 64), (300, 20)])
+def test_image_smaller_than_the_window_holds_nothing(people_file: Path, size_hw: tuple[int, int]) -> None:
+    image = np.zeros((*size_hw, 3), dtype=np.uint8)
+    for file in (FACES, people_file):
+        with Detector(file) as detector:
+            assert len(detector(image)) == 0
+
+
+def test_three_stages_and_lists(faces_image: Image) -> None:
+    with Detector(FACES) as detector:
+        at_once = detector(faces_image)
+        batch = detector.preprocess([faces_image])
+        in_steps = detector.postprocess(detector.infer(batch), batch.transforms)[0]
+        several = detector([faces_image, faces_image[:40, :40], faces_image])
+    for other in (in_steps, several[0], several[2]):
+        assert (other.boxes_xyxy == at_once.boxes_xyxy).all()
+        assert (other.scores == at_once.scores).all()
+    assert len(several[1]) == 0
+
+
+def test_several_threads(faces_image: Image) -> None:
+    with Detector(FACES) as detector:
+        images = [faces_image, np.ascontiguousarray(faces_image[:, ::-1]), faces_image[:150]]
+        expected = [found_by_us(detector, image) for image in images]
+        results: dict[int, list[tuple[int, ...]]] = {}
+
+        def work(index: int) -> None:
+            results[index] = found_by_us(detector, images[index % 3])
+
+        threads = [threading.Thread(target=work, args=(index,)) for index in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert all(results[index] == expected[index % 3] for index in range(6))
+
+
+def test_backend_refuses_what_does_not_fit(faces_image: Image) -> None:
+    with open_backend(FACES) as backend:
+        assert isinstance(backend, OpenCvBackend)
+        for inputs in ({}, {"images": faces_image}, {"images": np.stack([faces_image] * 2)}):
+            with pytest.raises(InputError):
+                backend.run(inputs)
+        assert backend.run({"images": faces_image[None]})["num_detections"].shape == (1, 1)
+        ticket = backend.submit({"images": faces_image[None], "score_threshold": np.zeros(1, np.float32)})
+        everything = backend.wait(ticket)["scores"].shape[1]
+        assert everything >= backend.run({"images": faces_image[None]})["scores"].shape[1]
+    with pytest.raises(InputError, match="closed"):
+        backend.run({"images": faces_image[None]})
+
+
+@pytest.mark.parametrize("wish", [{"device": "cuda"}, {"precision": "int8"}, {"precision": "fp16"}])
+def test_wishes_that_opencv_does_not_fulfil(wish: dict[str, str]) -> None:
+    with pytest.raises(UnsupportedError, match=next(iter(wish.values()))):
+        Detector(FACES, **wish)  # type: ignore[arg-type]
+
+
+def test_threads_of_opencv() -> None:
+    before = cv2.getNumThreads()
+    try:
+        with Detector(FACES, num_threads=1):
+            assert cv2.getNumThreads() == 1
+    finally:
+        cv2.setNumThreads(before)
+
+
+HEAD = '<?xml version="1.0"?>\n'
+BAD_FILES = {
+    "empty.xml": "",
+    "text.xml": "faces",
+    "cut.xml": FACES.read_text()[:60_000],
+    "root_only.xml": HEAD + "<opencv_storage>\n</opencv_storage>\n",
+    "no_cascade.xml": HEAD + "<opencv_storage><camera><width>3</width></camera></opencv_storage>",
+    "number.xml": HEAD + "<opencv_storage><cascade>3</cascade></opencv_storage>",
+    "no_stages.xml": HEAD + "<opencv_storage><cascade><stages>3</stages></cascade></opencv_storage>",
+    "page.xml": HEAD + "<html><body>404</body></html>",
+    "hog.xml": HEAD + "<opencv_storage><hog><blockSize>16 16</blockSize></hog></opencv_storage>",
+    "data.yaml": "train: images/train\nnames: [a, b]\n",
+    "empty.yml": "",
+}
+
+
+@pytest.mark.parametrize("name", sorted(BAD_FILES))
+def test_files_that_are_no_detector(run: Run, tmp_path: Path, name: str) -> None:
+    file = tmp_path / name
+    file.write_text(BAD_FILES[name])
+    with pytest.raises(ModelFileError):
+        Detector(file)
+    status, out, err = run("predict", file, tmp_path / "photo.jpg")
+    assert (status, out) == (2, "")
+    assert len(err.strip().splitlines()) == 1
+    assert name in err
+
+
+def test_hog_without_svm(tmp_path: Path) -> None:
+    file = tmp_path / "bare.xml"
+    cv2.HOGDescriptor().save(str(file))
+    with pytest.raises(ModelFileError, match=r"SVM of 3781 numbers, got"):
+        Detector(file)
+
+
+def test_which_engine_an_xml_file_is_for(tmp_path: Path) -> None:
+    ir = tmp_path / "m.xml"
+    ir.write_text('<?xml version="1.0"?>\n<!-- a comment -->\n<net name="m" version="11"></net>')
+    assert xml_root(ir) == "net"
+    assert xml_root(FACES) == "opencv_storage"
+    assert is_opencv_file(FACES)
+    assert not is_opencv_file(ir)
+    assert not is_opencv_file(tmp_path / "absent.xml")
+    with pytest.raises(ModelFileError, match=r"opens \(<opencv_storage>\), got <net>"):
+        open_backend(ir, backend="opencv")
+    with pytest.raises(ModelFileError, match=r"opens \(<net>\), got <opencv_storage>"):
+        open_backend(FACES, backend="openvino")
+    with pytest.raises(ModelFileError, match="got a path that does not exist"):
+        Detector(tmp_path / "absent.xml")
+
+
+def test_predict(run: Run, tmp_path: Path, faces_image: Image) -> None:
+    cv2.imwrite(str(tmp_path / "photo.png"), faces_image)
+    status, out, _ = run(
+        "predict", FACES, tmp_path / "photo.png", "--labels", "face", "--save", tmp_path / "o", "--json"
+    )
+    document = json.loads(out)
+    assert status == 0
+    assert document["backend"] == "opencv"
+    found = document["images"][0]["detections"]
+    assert sorted(tuple(map(int, row["box_xyxy"])) for row in found) == found_by_opencv(FACES, faces_image)
+    assert {row["class_name"] for row in found} == {"face"}
+    assert (tmp_path / "o" / "photo.png").is_file()
+
+
+def test_labels_that_do_not_fit(run: Run, tmp_path: Path) -> None:
+    status, _, err = run("predict", FACES, tmp_path / "photo.png", "--labels", "face,eye")
+    assert status == 2
+    assert "1 names" in err
+    status, _, err = run("predict", FACES, tmp_path / "photo.png", "--labels", "labels.txt")
+    assert (status, "labels" in err) == (2, True)
+
+
+def test_val(run: Run, tmp_path: Path, faces_image: Image) -> None:
+    """Boxes that are what the cascade finds, in one image of two."""
+    boxes = found_by_opencv(FACES, faces_image)
+    (tmp_path / "annotations").mkdir()
+    (tmp_path / "val2017").mkdir()
+    for name, image in (("a.png", faces_image), ("b.png", faces_image[:40])):
+        cv2.imwrite(str(tmp_path / "val2017" / name), image)
+    images = [
+        {"id": 1, "file_name": "a.png", "height": 231, "width": 407},
+        {"id": 2, "file_name": "b.png", "height": 40, "width": 407},
+    ]
+    annotations = [
+        {"id": index, "image_id": 1, "category_id": 1, "bbox": [x, y, right - x, bottom - y], "iscrowd": 0,
+         "area": (right - x) * (bottom - y)}
+        for index, (x, y, right, bottom) in enumerate(boxes, start=1)
+    ]  # fmt: skip
+    categories = [{"id": 1, "name": "face"}]
+    document = {"images": images, "annotations": annotations, "categories": categories}
+    (tmp_path / "annotations" / "instances_val2017.json").write_text(json.dumps(document))
+    status, out, _ = run("val", FACES, "--data", tmp_path, "--labels", "face", "--json")
+    assert status == 0
+    report = json.loads(out)
+    assert (report["backend"], report["max_det"], report["num_images"]) == ("opencv", 300, 2)
+    assert report["map"] > 0.99  # what is surer than the threshold of 0.25 is ranked first
+
+
+def test_manifest_survives_the_way_through_json(people_file: Path) -> None:
+    with open_backend(people_file) as backend:
+        manifest = Manifest.from_json(backend.manifest_json or "")
+        assert (manifest.stage, manifest.input_kind) == ("detections", "pixels")
+        two = Manifest(**{**vars(manifest), "decode": type(manifest.decode)(num_classes=2), "class_names": ("a", "b")})
+        assert Detector.from_backend(backend, two).class_names == ("a", "b")
+    with pytest.raises(ManifestError):
+        Manifest(**{**vars(manifest), "class_names": ()})
