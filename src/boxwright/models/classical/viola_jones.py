@@ -1,0 +1,224 @@
+"""Training of a cascade: each stage boosts stumps against what all stages before it have let pass.
+
+Source: Viola and Jones, Rapid Object Detection using a Boosted Cascade of Simple Features, CVPR 2001, section 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from boxwright.core.errors import InputError, MissingDependencyError
+from boxwright.models.classical.cascade import Cascade, Stage, Stump, stage_limit
+from boxwright.models.classical.haar_features import FloatArray, IntegralWindows, Windows, sample_features
+from boxwright.models.classical.windows import check_windows, random_windows
+
+# Windows expected among those drawn for a stage where the cascade has just reached its target: enough to tell.
+_WINDOWS_AT_TARGET = 20
+_WINDOWS_A_DRAW = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class CascadeSettings:
+    """How a cascade is trained.
+
+    Attributes:
+        num_stages: at most.
+        min_true_positive_rate: that each stage keeps of the positives.
+        max_false_positive_rate: at which a stage is done.
+        max_stumps: of a stage, whatever it lets pass.
+        target_false_positive_rate: of the whole cascade on background windows, at which training ends.
+        num_features: drawn from all, for the whole cascade.
+        num_negatives: windows that each stage is trained against.
+        seed: of the draws.
+    """
+
+    num_stages: int = 10
+    min_true_positive_rate: float = 0.995
+    max_false_positive_rate: float = 0.5
+    max_stumps: int = 100
+    target_false_positive_rate: float = 1e-4
+    num_features: int = 2000
+    num_negatives: int = 1000
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("min_true_positive_rate", "max_false_positive_rate", "target_false_positive_rate"):
+            if not 0 < getattr(self, name) <= 1:
+                raise InputError(name, expected="a number in (0, 1]", got=str(getattr(self, name)), fix="correct it")
+        for name in ("num_stages", "max_stumps", "num_features", "num_negatives"):
+            if getattr(self, name) < 1:
+                raise InputError(name, expected="at least 1", got=str(getattr(self, name)), fix="correct it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageReport:
+    """What a stage reached on the windows that it was trained on.
+
+    Attributes:
+        num_stumps: of the stage.
+        true_positive_rate: of the positives that came to it.
+        false_positive_rate: of its negatives.
+        negatives_passed_so_far: the share of random background windows that got as far as this stage.
+    """
+
+    num_stumps: int
+    true_positive_rate: float
+    false_positive_rate: float
+    negatives_passed_so_far: float
+
+
+def train_cascade(
+    positives: Windows,
+    backgrounds: Sequence[NDArray[np.uint8]],
+    settings: CascadeSettings | None = None,
+    *,
+    on_stage: Callable[[StageReport], None] | None = None,
+) -> Cascade:
+    """Train a cascade.
+
+    Args:
+        positives: (N, H, W) uint8 grey: the object, filling a window of that size.
+        backgrounds: (h, w) uint8 grey images without the object, from which negatives are drawn at all sizes.
+        settings: see `CascadeSettings`.
+        on_stage: told of every stage.
+
+    Returns:
+        A cascade of one stage at least.
+
+    Raises:
+        InputError: where there is too little to learn from.
+        MissingDependencyError: where scikit-learn is not installed.
+    """
+    settings = settings or CascadeSettings()
+    check_windows(positives, backgrounds)
+    random = np.random.default_rng(settings.seed)
+    window_hw = (positives.shape[1], positives.shape[2])
+    features = sample_features(window_hw, settings.num_features, random)
+    cascade = Cascade(window_hw=window_hw, features=features, stages=())
+    most_drawn = ceil(_WINDOWS_AT_TARGET / settings.target_false_positive_rate)
+    for _ in range(settings.num_stages):
+        positives = positives[cascade.passes(positives)]
+        negatives, share = mine_negatives(cascade, backgrounds, settings.num_negatives, random, most_drawn=most_drawn)
+        if len(positives) == 0 or (len(negatives) == 0 and not cascade.stages):  # later stages keep positives
+            raise InputError(
+                "windows to learn from",
+                expected="positives and backgrounds with some contrast",
+                got=f"{len(positives)} and {len(negatives)} usable windows",
+                fix="pass other images",
+            )
+        if cascade.stages and share <= settings.target_false_positive_rate:
+            break
+        stage, report = _train_stage(cascade, positives, negatives, settings, share)
+        cascade = Cascade(window_hw=window_hw, features=features, stages=(*cascade.stages, stage))
+        if on_stage is not None:
+            on_stage(report)
+    return cascade.without_unused_features()
+
+
+def mine_negatives(
+    cascade: Cascade,
+    backgrounds: Sequence[NDArray[np.uint8]],
+    count: int,
+    random: np.random.Generator,
+    *,
+    most_drawn: int,
+) -> tuple[Windows, float]:
+    """Background windows that a cascade takes for the object.
+
+    Args:
+        cascade: of any number of stages; one without stages lets everything pass that has contrast.
+        backgrounds: (h, w) uint8 grey.
+        count: at most so many.
+        random: of the draws.
+        most_drawn: windows to look at before giving up.
+
+    Returns:
+        The windows (M, H, W), and the share of all drawn windows that passed.
+    """
+    found: list[Windows] = []
+    num_found = num_drawn = 0
+    while num_drawn < most_drawn:
+        windows = random_windows(backgrounds, cascade.window_hw, _WINDOWS_A_DRAW, random)
+        passing = windows[cascade.passes(windows)]
+        found.append(passing)
+        num_found += len(passing)
+        num_drawn += len(windows)
+        if num_found >= count:
+            break
+    return np.concatenate(found)[:count], num_found / num_drawn
+
+
+def _train_stage(
+    cascade: Cascade, positives: Windows, negatives: Windows, settings: CascadeSettings, share: float
+) -> tuple[Stage, StageReport]:
+    """The shortest stage that keeps enough positives and lets few enough negatives pass."""
+    table = IntegralWindows(np.concatenate([positives, negatives])).table(cascade.features)  # (N, F)
+    is_positive = np.arange(len(table)) < len(positives)
+    stumps = _boost(table, is_positive, settings)
+    sums = np.zeros(len(table), dtype=np.float64)
+    stage = report = None
+    for count, stump in enumerate(stumps, start=1):
+        is_below = table[:, stump.feature] < np.float32(stump.threshold)
+        sums += np.where(is_below, np.float32(stump.below), np.float32(stump.above))
+        threshold = _threshold(sums[is_positive], settings.min_true_positive_rate)
+        passes = sums >= stage_limit(threshold)
+        stage = Stage(stumps=tuple(stumps[:count]), threshold=threshold)
+        report = StageReport(
+            num_stumps=count,
+            true_positive_rate=float(passes[is_positive].mean()),
+            false_positive_rate=float(passes[~is_positive].mean()),
+            negatives_passed_so_far=share,
+        )
+        if report.false_positive_rate <= settings.max_false_positive_rate:
+            break
+    assert stage is not None
+    assert report is not None
+    return stage, report
+
+
+def _boost(table: FloatArray, is_positive: NDArray[np.bool_], settings: CascadeSettings) -> list[Stump]:
+    """AdaBoost's stumps in their order; fewer stumps are a prefix of more."""
+    try:
+        from sklearn.ensemble import AdaBoostClassifier  # type: ignore[import-untyped]
+        from sklearn.tree import DecisionTreeClassifier  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise MissingDependencyError("scikit-learn", extra="train", needed_for="train_cascade") from error
+    ensemble = AdaBoostClassifier(
+        DecisionTreeClassifier(max_depth=1), n_estimators=settings.max_stumps, random_state=settings.seed
+    )
+    ensemble.fit(table, is_positive.astype(np.int64))
+    trees = zip(ensemble.estimators_, ensemble.estimator_weights_, strict=False)
+    stumps = [_as_stump(tree, float(weight)) for tree, weight in trees]
+    if any(stump is None for stump in stumps[:1]):
+        raise InputError(
+            "windows to learn from",
+            expected="positives that some feature tells from the background",
+            got="none that does",
+            fix="pass other images, or more features",
+        )
+    return [stump for stump in stumps if stump is not None]
+
+
+def _as_stump(tree: Any, weight: float) -> Stump | None:
+    """A tree of depth one as a stump of ours; None for one that did not split."""
+    nodes = tree.tree_
+    if nodes.node_count != 3:
+        return None
+    # Its left side is value <= threshold, ours value < threshold.
+    threshold = np.float32(nodes.threshold[0])
+    if threshold <= nodes.threshold[0]:
+        threshold = np.nextafter(threshold, np.float32(np.inf))
+    votes = [weight if nodes.value[node][0].argmax() == 1 else -weight for node in (1, 2)]
+    return Stump(feature=int(nodes.feature[0]), threshold=float(threshold), below=votes[0], above=votes[1])
+
+
+def _threshold(sums: NDArray[np.float64], min_rate: float) -> float:
+    """The highest threshold that so many of the positives' sums reach."""
+    most_lost = int(np.floor((1.0 - min_rate) * len(sums) + 1e-9))
+    return float(np.float32(np.sort(sums)[most_lost]))
