@@ -13,7 +13,6 @@ namespace {
 
 constexpr int kWeightOne = 2048;
 constexpr int64_t kBytesLoadedAPixel = 16;
-constexpr int64_t kMaxSide = 1 << 20;
 
 // Where one output row or column samples the source: between `first` and `first + 1`.
 struct Sample {

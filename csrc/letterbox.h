@@ -13,6 +13,9 @@
 
 namespace boxwright {
 
+// Of images and canvases; sums of their offsets stay far from overflow.
+constexpr int64_t kMaxSide = 1 << 20;
+
 // (height, width, 3) bytes. Rows may be any number of bytes apart, also a negative one.
 struct ImageView {
     const uint8_t* data = nullptr;

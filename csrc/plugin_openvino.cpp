@@ -2,14 +2,14 @@
 //
 // Glue only. Inputs come in the order of boxwright/export/decode_nms/function.py: box_regression, class_logits,
 // score_threshold, iou_threshold, then objectness, image_size_hw and priors where the attributes call for them.
+#include <charconv>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <openvino/core/extension.hpp>
 #include <openvino/core/op_extension.hpp>
 #include <openvino/frontend/onnx/extension/conversion.hpp>
 #include <openvino/op/op.hpp>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "decode_nms.h"
@@ -49,23 +49,26 @@ template <typename Number>
 std::string text_of(const std::vector<Number>& numbers) {
     std::string text;
     for (const Number number : numbers) {
+        // Not printf and strtod, which write and read a comma where the locale has one.
         char digits[32];
-        std::snprintf(digits, sizeof digits, "%.9g", static_cast<double>(number));
-        text += (text.empty() ? "" : ",") + std::string(digits);
+        const auto written = std::to_chars(digits, digits + sizeof digits, static_cast<double>(number));
+        text += (text.empty() ? "" : ",") + std::string(digits, written.ptr);
     }
     return text;
 }
 
 std::vector<double> numbers_of(const std::string& name, const std::string& text) {
     std::vector<double> numbers;
-    for (const char* position = text.c_str(); *position != '\0';) {
-        char* end = nullptr;
-        numbers.push_back(std::strtod(position, &end));
-        if (end == position || (*end != ',' && *end != '\0')) {
+    const char *position = text.data(), *const last = text.data() + text.size();
+    while (position != last) {
+        double number = 0.0;
+        const auto [end, error] = std::from_chars(position, last, number);
+        if (error != std::errc() || (end != last && *end != ',')) {
             OPENVINO_THROW("DecodeNMS attribute ", name, ": expected numbers between commas, got ", text,
                            "; correct the attribute");
         }
-        position = *end == ',' ? end + 1 : end;
+        numbers.push_back(number);
+        position = end == last ? end : end + 1;
     }
     return numbers;
 }
@@ -291,7 +294,10 @@ ov::OutputVector from_onnx(const ov::frontend::NodeContext& node) {
         value = node.get_attribute<std::decay_t<decltype(value)>>(name, value);
     };
     const auto take_flag = [&node](const char* name, bool& value) {
-        value = node.get_attribute<int64_t>(name, static_cast<int64_t>(value)) != 0;
+        const int64_t given = node.get_attribute<int64_t>(name, static_cast<int64_t>(value));
+        OPENVINO_ASSERT(given == 0 || given == 1, "DecodeNMS attribute ", name, ": expected 0 or 1, got ", given,
+                        "; correct the attribute");
+        value = given == 1;
     };
     take("box_coding", written.box_coding);
     take_list(node, "box_weights", written.box_weights);

@@ -147,6 +147,7 @@ def test_the_node_is_the_reference_also_after_a_round_trip(
         ({"box_coding": "polar"}, "attribute box_coding: expected a known name, got polar"),
         ({"max_detections": 0}, "attribute max_detections: expected"),
         ({"box_weights": [1.0, 2.0]}, "attribute box_weights: expected four numbers, got 2"),
+        ({"multi_label": 7}, "attribute multi_label: expected 0 or 1, got 7"),
         ({"score_combination": "multiply"}, "expected 5 inputs for these attributes, got 4"),
         ({"class_specific_boxes": 1}, "input box_regression: expected shape"),
     ],

@@ -14,6 +14,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 
 from boxwright.core.decode_spec import AnchorDeltas, AnchorLevel, Distances, GridLevel, NmsSpec
@@ -168,6 +169,9 @@ def test_an_orientation_that_leads_nowhere_is_none(program: Program, tmp_path: P
         (["absent.onnx", "picture.png"], "absent.onnx: expected a model file"),
         (["m.onnx", "absent.png"], "absent.png: expected an image file"),
         (["m.onnx", "m.onnx"], "expected a whole JPEG or PNG image"),
+        (["m.onnx", "folder"], "folder: expected an image file"),
+        (["m.onnx", "claims.jpg"], "expected a whole JPEG or PNG image of at most 2^30 pixels"),
+        (["folder.onnx", "picture.png"], "folder.onnx: expected a model file"),
         (["m.onnx", "picture.png", "1.5"], r"score_threshold: expected a number in [0, 1], got 1.5"),
         (["m.onnx", "picture.png", "high"], "CONF: expected a number"),
         (["m.onnx", "thin.png"], "image: expected at least 2x2 pixels, got 40x1"),
@@ -213,6 +217,11 @@ def test_bad_input_is_one_line(program: Program, tmp_path: Path, arguments: list
     (tmp_path / "cut.onnx").write_bytes((tmp_path / "m.onnx").read_bytes()[:-40])
     _picture(tmp_path / "picture.png", (30, 40))
     _picture(tmp_path / "thin.png", (1, 40))
+    for name in ("folder", "folder.onnx"):
+        (tmp_path / name).mkdir()
+    small = _picture(tmp_path / "claims.jpg", (30, 40)).read_bytes()
+    sizes = [struct.pack(">HH", *size_hw) for size_hw in ((30, 40), (65500, 65500))]
+    (tmp_path / "claims.jpg").write_bytes(small.replace(*sizes, 1))
     engines = program.engines if len(arguments) == 2 else ("",)
     for engine in engines:
         given = [*arguments, "", engine] if engine else arguments
@@ -221,6 +230,20 @@ def test_bad_input_is_one_line(program: Program, tmp_path: Path, arguments: list
         assert message in finished.stderr
         assert finished.stderr.count("\n") == 1
         assert finished.stdout == ""
+
+
+def test_a_node_that_openvino_refuses_is_named(program: Program, exported: dict[str, Path], tmp_path: Path) -> None:
+    model = onnx.load(exported["plugin"])
+    (node,) = [node for node in model.graph.node if node.op_type == "DecodeNMS"]
+    (coding,) = [attribute for attribute in node.attribute if attribute.name == "box_coding"]
+    coding.s = b"polar"
+    onnx.save(model, tmp_path / "m.onnx")
+    _picture(tmp_path / "picture.png", (30, 40))
+    finished = _run([str(program.path), "m.onnx", "picture.png", "", "openvino"], cwd=tmp_path)
+    assert finished.returncode == 2
+    assert finished.stderr == (
+        "boxwright_detect: DecodeNMS attribute box_coding: expected a known name, got polar; correct the attribute\n"
+    )
 
 
 def test_what_onnx_runtime_cannot_open_is_one_line(program: Program, tmp_path: Path) -> None:

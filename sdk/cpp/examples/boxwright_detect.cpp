@@ -3,10 +3,13 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <iterator>
+#include <new>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
@@ -19,6 +22,9 @@
 namespace {
 
 using Bytes = std::vector<uint8_t>;
+
+// As OpenCV: a few bytes of a file may claim any size.
+constexpr int64_t kMostPixels = int64_t{1} << 30;
 
 struct JpegErrors {
     jpeg_error_mgr manager;
@@ -50,6 +56,10 @@ bool read_jpeg(const Bytes& file, Picture& picture, int& orientation) {
     jpeg_start_decompress(&state);
     picture.height = state.output_height;
     picture.width = state.output_width;
+    if (picture.height * picture.width > kMostPixels) {
+        jpeg_destroy_decompress(&state);
+        return false;
+    }
     picture.bgr.resize(static_cast<size_t>(picture.height * picture.width * 3));
     while (state.output_scanline < state.output_height) {
         JSAMPROW row = &picture.bgr[static_cast<size_t>(state.output_scanline) * static_cast<size_t>(picture.width) * 3];
@@ -69,6 +79,10 @@ bool read_png(const Bytes& file, Picture& picture, int& orientation) {
     image.format = PNG_FORMAT_BGR;
     picture.height = image.height;
     picture.width = image.width;
+    if (picture.height * picture.width > kMostPixels) {
+        png_image_free(&image);
+        return false;
+    }
     picture.bgr.resize(PNG_IMAGE_SIZE(image));
     orientation = png_orientation(file);
     return png_image_finish_read(&image, nullptr, picture.bgr.data(), 0, nullptr) != 0;
@@ -76,8 +90,12 @@ bool read_png(const Bytes& file, Picture& picture, int& orientation) {
 
 // As viewers show it, turned by its EXIF orientation.
 Picture read_picture(const char* path) {
-    std::ifstream stream(path, std::ios::binary);
-    const Bytes file((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+    Bytes file;
+    std::error_code is_missing;
+    if (std::filesystem::is_regular_file(path, is_missing)) {
+        std::ifstream stream(path, std::ios::binary);
+        file.assign(std::istreambuf_iterator<char>(stream), std::istreambuf_iterator<char>());
+    }
     if (file.size() < 2) {
         throw boxwright::Error(std::string(path) + ": expected an image file, got none; check the path");
     }
@@ -85,7 +103,8 @@ Picture read_picture(const char* path) {
     int orientation = 1;
     const bool is_jpeg = file[0] == 0xFF && file[1] == 0xD8;
     if (!(is_jpeg ? read_jpeg(file, picture, orientation) : read_png(file, picture, orientation))) {
-        throw boxwright::Error(std::string(path) + ": expected a whole JPEG or PNG image, got another; convert it");
+        throw boxwright::Error(std::string(path) + ": expected a whole JPEG or PNG image of at most 2^30 pixels, got "
+                                                       "another; convert it");
     }
     return turned(std::move(picture), orientation);
 }
@@ -133,6 +152,10 @@ int main(int argc, char** argv) {
         print(detector.detect({picture.bgr.data(), picture.height, picture.width, 0}), detector.class_names());
     } catch (const boxwright::Error& error) {
         std::cerr << "boxwright_detect: " << error.what() << "\n";
+        return 2;
+    } catch (const std::bad_alloc&) {
+        std::cerr << "boxwright_detect: " << argv[2] << ": expected an image that fits into memory, got a larger one; "
+                  << "make it smaller\n";
         return 2;
     }
     return 0;

@@ -1,9 +1,12 @@
 // boxwright::Detector over whichever engine was compiled in.
 #include "boxwright/detector.hpp"
 
+#include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iterator>
+#include <system_error>
 
 #include "decode_nms.h"
 #include "engine.h"
@@ -14,7 +17,7 @@ namespace boxwright {
 
 namespace {
 
-bool is_onnx(const std::string& path) { return path.size() >= 5 && path.compare(path.size() - 5, 5, ".onnx") == 0; }
+[[maybe_unused]] bool is_onnx(const std::string& path) { return path.size() >= 5 && path.compare(path.size() - 5, 5, ".onnx") == 0; }
 
 std::unique_ptr<Engine> open_engine(const std::string& path, const Options& options) {
     std::string names;
@@ -65,8 +68,12 @@ void check_shape(const char* name, const Tensor<Element>& tensor, const std::vec
 }  // namespace
 
 std::string read_model_file(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    std::string content((std::istreambuf_iterator<char>(file)), std::istreambuf_iterator<char>());
+    std::string content;
+    std::error_code is_missing;
+    if (std::filesystem::is_regular_file(path, is_missing)) {
+        std::ifstream file(path, std::ios::binary);
+        content.assign(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+    }
     if (content.empty()) throw Error(path + ": expected a model file, got none or an empty one; check the path");
     return content;
 }
@@ -128,6 +135,7 @@ struct Detector::Implementation {
     }
 
     std::vector<Detection> detect(const Image& image) {
+        check_image(image);
         const LetterboxParameters placed = manifest.preprocess.plan(image.height, image.width);
         const ptrdiff_t stride = image.row_stride != 0 ? image.row_stride : static_cast<ptrdiff_t>(image.width * 3);
         if (manifest.takes_pixels) {
@@ -139,6 +147,20 @@ struct Detector::Implementation {
         }
         engine->run();
         return manifest.gives_detections ? read_detections(placed, image) : decode(placed, image);
+    }
+
+    static void check_image(const Image& image) {
+        const bool has_sides = image.height >= 1 && image.height <= kMaxSide && image.width >= 1 && image.width <= kMaxSide;
+        if (image.data == nullptr || !has_sides) {
+            throw Error("image: expected pixels with sides of 1 to " + std::to_string(kMaxSide) + ", got " +
+                        (image.data == nullptr ? "none" : std::to_string(image.width) + "x" + std::to_string(image.height)) +
+                        "; give another image");
+        }
+        // Rows from the bottom up have a negative stride.
+        if (image.row_stride != 0 && std::abs(image.row_stride) < image.width * 3) {
+            throw Error("image: expected a row_stride of at least " + std::to_string(image.width * 3) + " bytes, got " +
+                        std::to_string(image.row_stride) + "; pass 0 where the rows lie side by side");
+        }
     }
 
     void take_pixels(const Image& image, ptrdiff_t stride) {
@@ -226,9 +248,14 @@ struct Detector::Implementation {
     }
 };
 
-// The line of an engine's message that says what is wrong; those before it say where in its sources.
-static std::string last_line(std::string text) {
+// The line of an engine's message that says what is wrong: the operator's own, else the last; the others say where in
+// the engine's sources.
+static std::string reason(std::string text) {
     while (!text.empty() && (text.back() == '\n' || text.back() == '\r' || text.back() == ' ')) text.pop_back();
+    for (const char* start : {"DecodeNMS attribute ", "DecodeNMS input ", "DecodeNMS: "}) {
+        const size_t found = text.find(start);
+        if (found != std::string::npos) return text.substr(found, text.find('\n', found) - found);
+    }
     const size_t start = text.rfind('\n');
     return start == std::string::npos ? text : text.substr(start + 1);
 }
@@ -241,7 +268,7 @@ static auto as_errors(Action action) {
     } catch (const Error&) {
         throw;
     } catch (const std::exception& error) {
-        throw Error(last_line(error.what()));
+        throw Error(reason(error.what()));
     }
 }
 
