@@ -6,8 +6,10 @@ after the file, and the manifest is made up when the file is opened.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,20 +85,46 @@ class OpenCvBackend(PixelDetectorBackend):
 BACKEND = OpenCvBackend
 
 
+def open_hog_descriptor(path: str | os.PathLike[str]) -> cv2.HOGDescriptor:
+    """OpenCV's own object in a HOG file, with an SVM in it.
+
+    Raises:
+        ModelFileError: where the file cannot be read or holds something else.
+    """
+    file = locate_model_file(path)
+    with _opencv_errors(file):
+        if "blockSize" in (keys := _keys_of_first_node(file)):
+            return _load_hog(file)
+    raise _something_else(file, "a HOG detector (SVMDetector)", keys)
+
+
 def _open_detector(file: Path) -> PixelDetector:
     """The detector in a file, told by what the file's first node holds."""
+    with _opencv_errors(file):
+        keys = _keys_of_first_node(file)
+        if "stages" in keys:
+            return _open_cascade(file)
+        if "blockSize" in keys:
+            descriptor = _load_hog(file)
+            window_w, window_h = descriptor.winSize
+            return HogDetector(descriptor, _manifest(file, "hog", (window_h, window_w)))
+    raise _something_else(file, "a cascade (stages) or a HOG detector (SVMDetector)", keys)
+
+
+@contextlib.contextmanager
+def _opencv_errors(file: Path) -> Iterator[None]:
+    """Names the file in what OpenCV raises, and keeps OpenCV from printing it."""
     try:
         with quiet_opencv():
-            keys = _keys_of_first_node(file)
-            if "stages" in keys:
-                return _open_cascade(file)
-            if "blockSize" in keys:
-                return _open_hog(file)
+            yield
     except (cv2.error, SystemError) as error:  # a SystemError is how OpenCV's binding shows some of its own
         raise _damaged(file, _reason(error)) from error
-    raise ModelFileError(
+
+
+def _something_else(file: Path, wanted: str, keys: tuple[str, ...]) -> ModelFileError:
+    return ModelFileError(
         str(file),
-        expected="a cascade (stages) or a HOG detector (SVMDetector) of OpenCV",
+        expected=f"{wanted} of OpenCV",
         got="a file of OpenCV that holds " + (", ".join(keys[:5]) or "nothing"),
         fix="pass the detector's own file",
     )
@@ -126,7 +154,7 @@ def _open_cascade(file: Path) -> CascadeDetector:
     return CascadeDetector(classifier, _manifest(file, "viola_jones", (window_h, window_w)))
 
 
-def _open_hog(file: Path) -> HogDetector:
+def _load_hog(file: Path) -> cv2.HOGDescriptor:
     descriptor = cv2.HOGDescriptor()
     if not descriptor.load(str(file)):
         raise _damaged(file, "one that OpenCV does not load as a HOG detector")
@@ -137,8 +165,7 @@ def _open_hog(file: Path) -> HogDetector:
             got=f"{len(descriptor.svmDetector)} numbers",
             fix="set it with cv2.HOGDescriptor.setSVMDetector and save it again",
         )
-    window_w, window_h = descriptor.winSize
-    return HogDetector(descriptor, _manifest(file, "hog", (window_h, window_w)))
+    return descriptor
 
 
 def _manifest(file: Path, family: str, window_hw: tuple[int, int]) -> Manifest:
