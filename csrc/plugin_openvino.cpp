@@ -279,6 +279,8 @@ class DecodeNMS : public ov::op::Op {
 void take_list(const ov::frontend::NodeContext& node, const char* name, std::vector<float>& numbers) {
     if (!node.has_attribute(name)) return;
     const ov::Any value = node.get_attribute_as_any(name);
+    OPENVINO_ASSERT(!value.is<std::vector<int64_t>>(), "DecodeNMS attribute ", name,
+                    ": expected a list of floats, got one of integers; correct the attribute");
     if (value.is<std::vector<double>>()) {
         numbers.clear();
         for (const double number : value.as<std::vector<double>>()) numbers.push_back(static_cast<float>(number));

@@ -21,6 +21,8 @@ MODULE_OF_PACKAGE = {
     "pillow": "PIL",
     "protobuf": "google.protobuf",
     "pyyaml": "yaml",
+    "scikit-image": "skimage",
+    "scikit-learn": "sklearn",
     "cuda-bindings": "cuda.bindings",
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -30,6 +31,16 @@ def eight_images(eight_images_dir: Path) -> Dataset:
 
     dataset = load_dataset(eight_images_dir, "train")
     return dataset.with_samples([sample for sample in dataset.samples if len(sample) > 0][:8])
+
+
+@pytest.fixture(scope="session")
+def openvino_extension() -> None:
+    """OpenVINO knows DecodeNMS; skips where it cannot be taught."""
+    from boxwright.runtimes.openvino_plugin import build_openvino_plugin
+
+    if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
+        pytest.skip("no C++ compiler, so OpenVINO's extension cannot be built here")
+    build_openvino_plugin()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 
 from boxwright.core.images import read_image
 from boxwright.runtimes.detector import Detector
-from boxwright.runtimes.openvino_plugin import build_openvino_plugin
 from tolerances import EMBEDDED_BOXES, EMBEDDED_SCORES, REAL_MODEL_BOXES, REAL_MODEL_SCORES
 
 NUM_IMAGES = 8
@@ -56,12 +54,10 @@ def exported(shared_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.mark.parametrize(("name", "backend"), CASES)
 @pytest.mark.parametrize("conf", [None, 0.05])
 def test_same_detections_as_the_reference(
-    exported: Path, shared_dir: Path, name: str, backend: str, conf: float | None
+    exported: Path, shared_dir: Path, name: str, backend: str, conf: float | None, request: pytest.FixtureRequest
 ) -> None:
     if (name, backend) == ("plugin.onnx", "openvino"):
-        if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
-            pytest.skip("no C++ compiler, so OpenVINO's extension cannot be built here")
-        build_openvino_plugin()
+        request.getfixturevalue("openvino_extension")
     paths = sorted((shared_dir / "data" / "coco-tiny" / "val2017").glob("*.jpg"))[:NUM_IMAGES]
     num_boxes = 0
     with (

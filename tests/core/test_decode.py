@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,3 +256,30 @@ def test_inputs_that_do_not_fit_are_named(changes: dict, named: str) -> None:
 def test_attributes_that_make_no_sense_are_refused(changes: dict, named: str) -> None:
     with pytest.raises(InputError, match=named):
         plain(**changes)
+
+
+def test_whole_numbers_are_floats_where_files_carry_floats() -> None:
+    attributes = DecodeNmsAttributes(
+        box_coding="yolov5",
+        level_sizes=(4,),
+        level_strides=(8,),
+        min_size=1,
+        box_weights=(1, 2, 3, 4),
+    )
+    written = [attributes.min_size, *attributes.level_strides, *attributes.box_weights]
+    assert written == [1.0, 8.0, 1.0, 2.0, 3.0, 4.0] and all(isinstance(number, float) for number in written)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"multi_label": "yes"}, "attribute multi_label: expected True or False, got 'yes'"),
+        ({"with_nms": 1}, "attribute with_nms: expected True or False, got 1"),
+        ({"max_detections": 3.5}, "attribute max_detections: expected an integer, got 3.5"),
+        ({"min_size": "large"}, "attribute min_size: expected a number, got 'large'"),
+        ({"box_weights": 1.0}, "attribute box_weights: expected numbers, got 1.0"),
+    ],
+)
+def test_attributes_of_other_types_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        DecodeNmsAttributes(box_coding="xyxy", **changes)

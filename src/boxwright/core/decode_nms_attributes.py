@@ -22,6 +22,11 @@ STRIDE_CODINGS: frozenset[str] = frozenset({"yolov1", "yolov2", "yolov4", "yolov
 TRACED_DOMAIN = "boxwright.traced"
 TRACED_INPUTS = ("box_regression", "class_logits", "priors", "image_size_hw")
 
+_FLAGS = ("class_specific_boxes", "multi_label", "with_nms", "class_agnostic", "clip_to_image")
+_INTEGERS = ("background_class", "pre_nms_top_k", "max_detections")
+_NUMBERS = ("delta_clip", "min_size")
+_LISTS_OF_NUMBERS = ("box_weights", "level_strides", "level_scale_xy")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DecodeNmsAttributes:
@@ -73,6 +78,7 @@ class DecodeNmsAttributes:
     max_detections: int = 300
 
     def __post_init__(self) -> None:
+        self._set_types()
         _require_member("box_coding", self.box_coding, get_args(BoxCoding))
         _require_member("score_activation", self.score_activation, get_args(ScoreActivation))
         _require_member("objectness_activation", self.objectness_activation, get_args(ObjectnessActivation))
@@ -95,6 +101,21 @@ class DecodeNmsAttributes:
             _require(same_length, "level_scale_xy", "one number for each of level_sizes", self.level_scale_xy)
         if self.top_k_scope == "level":
             _require(len(self.level_sizes) > 0, "level_sizes", "the size of each level", self.level_sizes)
+
+    def _set_types(self) -> None:
+        """Make floats where files carry floats, also of 8 for 8.0; anything else of another type is an error."""
+        for name in _FLAGS:
+            _require(isinstance(getattr(self, name), bool), name, "True or False", getattr(self, name))
+        for name in _INTEGERS:
+            is_integer = isinstance(getattr(self, name), int) and not isinstance(getattr(self, name), bool)
+            _require(is_integer, name, "an integer", getattr(self, name))
+        for name in (*_NUMBERS, *_LISTS_OF_NUMBERS):
+            value = getattr(self, name)
+            try:
+                converted = float(value) if name in _NUMBERS else tuple(float(number) for number in value)
+            except (TypeError, ValueError):
+                _require(False, name, "a number" if name in _NUMBERS else "numbers", value)
+            object.__setattr__(self, name, converted)
 
     def to_json(self) -> str:
         """One line of JSON."""
