@@ -271,6 +271,90 @@ def test_files_that_are_no_detector(run: Run, tmp_path: Path, name: str) -> None
     assert name in err
 
 
+def small_cascade() -> str:
+    """One stump on one feature, intact."""
+    return f"""{HEAD}<opencv_storage><cascade type_id="opencv-cascade-classifier"><stageType>BOOST</stageType>
+<featureType>HAAR</featureType><height>9</height><width>11</width>
+<stageParams><maxWeakCount>1</maxWeakCount></stageParams>
+<featureParams><maxCatCount>0</maxCatCount></featureParams><stageNum>1</stageNum>
+<stages><_><maxWeakCount>1</maxWeakCount><stageThreshold>0.5</stageThreshold><weakClassifiers>
+<_><internalNodes>0 -1 0 0.25</internalNodes><leafValues>-1. 1.</leafValues></_></weakClassifiers></_></stages>
+<features><_><rects><_>3 4 6 2 -1.</_><_>6 4 3 2 2.</_></rects><tilted>0</tilted></_></features>
+</cascade></opencv_storage>"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("0 -1 0 0.25", "0 -1 99999999 0.25", "the feature 99999999 of 1"),
+        ("0 -1 0 0.25", "0 -1 -5000000 0.25", "the feature -5000000 of 1"),
+        ("0 -1 0 0.25", "70000 -1 0 0.25", "the child 70000"),
+        ("0 -1 0 0.25", "0 -2 0 0.25", "the child -2"),
+        ("0 -1 0 0.25", "0 -1", "a tree of 2 numbers"),
+        ("<leafValues>-1. 1.</leafValues>", "<leafValues></leafValues>", "0 leaves"),
+        ("3 4 6 2 -1.", "3 4 9 2 -1.", "a feature at 3 4 9 2 in a window of 11x9"),
+        ("3 4 6 2 -1.", "3 4", "a feature at 3 4 nan nan"),
+        ("<tilted>0</tilted>", "<tilted>1</tilted>", "in a window of 11x9"),
+        ("HAAR", "LBP", "LBP features of 0 categories"),
+        ("HAAR", "SIFT", "'SIFT'"),
+    ],
+)
+def test_cascades_that_would_end_the_process(tmp_path: Path, old: str, new: str, message: str) -> None:
+    file = tmp_path / "small.xml"
+    file.write_text(small_cascade())
+    with Detector(file) as detector:
+        assert len(detector(np.full((40, 50, 3), 90, np.uint8))) == 0
+    file.write_text(small_cascade().replace(old, new))
+    with pytest.raises(ModelFileError, match=message):
+        Detector(file)
+
+
+def test_lbp_features_outside_the_window(tmp_path: Path) -> None:
+    file = tmp_path / "lbp.xml"
+    file.write_text(lbp_cascade().replace("<rect>0 0 8 8</rect>", "<rect>0 1 8 8</rect>"))
+    with pytest.raises(ModelFileError, match="a feature at 0 1 8 8 in a window of 24x24"):
+        Detector(file)
+
+
+@pytest.mark.parametrize("file", sorted(CASCADES.glob("*.xml")), ids=lambda file: file.stem)
+def test_all_cascades_of_opencv_open(file: Path) -> None:
+    with Detector(file) as detector:
+        assert detector.manifest.family == "viola_jones"
+
+
+def test_cascade_of_opencv_1(tmp_path: Path) -> None:
+    """One of OpenCV's is still in that format, whose trees point at each other in another way."""
+    original = CASCADES / "haarcascade_license_plate_rus_16stages.xml"
+    text = original.read_text()
+    assert "opencv-haar-classifier" in text
+    first = text.index("<left_val>")
+    broken = (
+        text[:first] + "<left_node>70000</left_node>" + text[text.index("</left_val>", first) + len("</left_val>") :]
+    )
+    (tmp_path / "old.xml").write_text(broken)
+    with pytest.raises(ModelFileError, match="the child 70000"):
+        Detector(tmp_path / "old.xml")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("<cellSize>\n    8 8<", "<cellSize>\n    0 8<", "a cellSize of 0x8"),
+        ("<blockStride>\n    8 8<", "<blockStride>\n    0 0<", "a blockStride of 0x0"),
+        ("<winSize>\n    64 128<", "<winSize>\n    64 129<", "windows of 129 pixels"),
+        ("<nbins>9<", "<nbins>-1<", "-1 bins"),
+    ],
+)
+def test_hog_layouts_that_would_end_the_process(
+    tmp_path: Path, people_file: Path, old: str, new: str, message: str
+) -> None:
+    text = people_file.read_text()
+    assert old in text
+    (tmp_path / "hog.xml").write_text(text.replace(old, new))
+    with pytest.raises(ModelFileError, match=message):
+        Detector(tmp_path / "hog.xml")
+
+
 def test_hog_without_svm(tmp_path: Path) -> None:
     file = tmp_path / "bare.xml"
     cv2.HOGDescriptor().save(str(file))

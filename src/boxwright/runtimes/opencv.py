@@ -22,6 +22,7 @@ from boxwright.core.manifest import Manifest
 from boxwright.core.preprocess import Preprocess
 from boxwright.runtimes.model_file import locate_model_file, xml_root
 from boxwright.runtimes.opencv_detectors import CascadeDetector, HogDetector
+from boxwright.runtimes.opencv_file_check import find_cascade_fault, find_hog_fault
 from boxwright.runtimes.pixel_detector import PixelDetector, PixelDetectorBackend
 
 SUFFIXES = (".xml", ".yml", ".yaml")
@@ -131,6 +132,7 @@ def _something_else(file: Path, wanted: str, keys: tuple[str, ...]) -> ModelFile
 
 
 def _keys_of_first_node(file: Path) -> tuple[str, ...]:
+    """What the first node holds; it fits together where that is a detector."""
     try:
         if file.stat().st_size == 0:
             raise _damaged(file, "an empty file")
@@ -141,7 +143,12 @@ def _keys_of_first_node(file: Path) -> tuple[str, ...]:
     storage = cv2.FileStorage(str(file), cv2.FILE_STORAGE_READ)
     try:
         node: Any = storage.getFirstTopLevelNode()
-        return tuple(node.keys()) if node.isMap() else ()
+        keys = tuple(node.keys()) if node.isMap() else ()
+        faults = {"stages": find_cascade_fault, "blockSize": find_hog_fault}
+        fault = next((find(node) for key, find in faults.items() if key in keys), None)
+        if fault is not None:
+            raise _damaged(file, fault)
+        return keys
     finally:
         storage.release()
 
