@@ -20,12 +20,12 @@ def find_cascade_fault(cascade: Any) -> str | None:
     if not cascade.getNode("featureType").isString():
         return next(_old_faults(cascade), None)
     feature_type = cascade.getNode("featureType").string()
-    num_categories = int(cascade.getNode("featureParams").getNode("maxCatCount").real())
+    num_categories = cascade.getNode("featureParams").getNode("maxCatCount").real()
     if feature_type not in ("HAAR", "LBP"):
         return f"features of the type {feature_type!r}"
     if num_categories != (_LBP_CATEGORIES if feature_type == "LBP" else 0):
-        return f"{feature_type} features of {num_categories} categories"
-    node_step = _NODE_HEAD + (num_categories // 32 or 1)
+        return f"{feature_type} features of {num_categories:g} categories"
+    node_step = _NODE_HEAD + (int(num_categories) // 32 or 1)
     features = cascade.getNode("features")
     for tree in _trees(cascade.getNode("stages")):
         fault = _tree_fault(tree, node_step, features.size())
@@ -65,13 +65,14 @@ def _tree_fault(tree: Any, node_step: int, num_features: int) -> str | None:
     if rest or num_nodes == 0 or num_leaves != num_nodes + 1:
         return f"a tree of {nodes.size()} numbers and {num_leaves} leaves"
     for index in range(num_nodes):
-        left, right, feature = (int(nodes.at(index * node_step + place).real()) for place in range(_NODE_HEAD))
-        if not 0 <= feature < num_features:
-            return f"the feature {feature} of {num_features}"
+        left, right, feature = (nodes.at(index * node_step + place).real() for place in range(_NODE_HEAD))
+        if not (0 <= feature < num_features and feature.is_integer()):
+            return f"the feature {feature:.10g} of {num_features}"
         for child in (left, right):
             # Above zero it is a node, else a leaf; one that went back would never end.
-            if not (index < child < num_nodes or -num_leaves < child <= 0):
-                return f"the child {child} in a tree of {num_nodes} nodes"
+            is_there = index < child < num_nodes or -num_leaves < child <= 0
+            if not (is_there and child.is_integer()):
+                return f"the child {child:.10g} in a tree of {num_nodes} nodes"
     return None
 
 
@@ -87,7 +88,7 @@ def _old_faults(cascade: Any) -> Iterator[str]:
                 for name in ("left_node", "right_node"):
                     child = node.getNode(name)
                     if not child.empty() and not index < child.real() < tree.size():
-                        yield f"the child {child.real():g} in a tree of {tree.size()} nodes"
+                        yield f"the child {child.real():.10g} in a tree of {tree.size()} nodes"
 
 
 def _lbp_fault(feature: Any, size_wh: tuple[float, float]) -> str | None:
