@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from agreement import assert_agrees
 from boxwright.bench.accuracy import evaluate
 from boxwright.calibration import calibrate
-from boxwright.core.boxes import pairwise_overlaps
 from boxwright.core.detections import Detections
 from boxwright.core.images import read_image
 from boxwright.core.kernels import decode_nms
@@ -101,10 +100,10 @@ def assert_same(found: Detections, expected: Detections, where: str) -> None:
     if len(expected) == 0:
         return
     np.testing.assert_allclose(found.scores, expected.scores, atol=REAL_MODEL_SCORES, err_msg=where)
-    alike = pairwise_overlaps(found.boxes_xyxy, expected.boxes_xyxy)
-    alike[found.class_ids[:, None] != expected.class_ids[None]] = -1.0
-    alike[np.abs(found.scores[:, None] - expected.scores[None]) > REAL_MODEL_SCORES] = -1.0
-    partners = alike.argmax(axis=1)
+    distances = np.abs(found.boxes_xyxy[:, None] - expected.boxes_xyxy[None]).max(axis=2)  # (N, N) pixels
+    distances[found.class_ids[:, None] != expected.class_ids[None]] = np.inf
+    distances[np.abs(found.scores[:, None] - expected.scores[None]) > REAL_MODEL_SCORES] = np.inf
+    partners = distances.argmin(axis=1)
     assert len(set(partners.tolist())) == len(expected), where
     np.testing.assert_array_equal(found.class_ids, expected.class_ids[partners], err_msg=where)
     np.testing.assert_allclose(found.boxes_xyxy, expected.boxes_xyxy[partners], atol=REAL_MODEL_BOXES, err_msg=where)

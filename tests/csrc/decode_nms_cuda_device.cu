@@ -67,8 +67,9 @@ float median_time_us(const EntryAttributes* attributes, const EntryInputs* input
     cudaGraphExec_t replay = nullptr;
     if (cudaStreamCreate(&stream) != cudaSuccess) return -1.0f;
     if (cudaStreamBeginCapture(stream, cudaStreamCaptureModeGlobal) != cudaSuccess) return -2.0f;
-    boxwright::decode_nms_cuda_enqueue(taken_attributes, boxwright::taken(*inputs), taken_outputs, workspace, stream);
-    if (cudaStreamEndCapture(stream, &graph) != cudaSuccess) return -3.0f;
+    const int queued = static_cast<int>(
+        boxwright::decode_nms_cuda_enqueue(taken_attributes, boxwright::taken(*inputs), taken_outputs, workspace, stream));
+    if (cudaStreamEndCapture(stream, &graph) != cudaSuccess || queued != 0) return -3.0f;
     if (cudaGraphInstantiateWithFlags(&replay, graph, 0) != cudaSuccess) return -4.0f;
     cudaEvent_t begin = nullptr, end = nullptr;
     cudaEventCreate(&begin);
@@ -76,7 +77,7 @@ float median_time_us(const EntryAttributes* attributes, const EntryInputs* input
     std::vector<float> times;
     for (int32_t run = 0; run < num_runs + 20; ++run) {
         cudaEventRecord(begin, stream);
-        cudaGraphLaunch(replay, stream);
+        if (cudaGraphLaunch(replay, stream) != cudaSuccess) return -6.0f;
         cudaEventRecord(end, stream);
         if (cudaEventSynchronize(end) != cudaSuccess) return -5.0f;
         float milliseconds = 0.0f;

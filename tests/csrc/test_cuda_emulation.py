@@ -73,6 +73,27 @@ def test_the_corpus(part: int, emulated: EmulatedKernels, emulated_in_small_bloc
             raise AssertionError(f"{error}\nfor the case {line}") from error
 
 
+@pytest.mark.parametrize(("score_threshold", "multi_label"), [(0.25, False), (0.001, True)])
+def test_the_heads_of_a_trained_detector(
+    trained_heads: tuple[dict[str, Any], DecodeNmsAttributes],
+    emulated: EmulatedKernels,
+    score_threshold: float,
+    multi_label: bool,
+) -> None:
+    arrays, attributes = trained_heads
+    inputs = {
+        **arrays,
+        "attributes": dataclasses.replace(attributes, multi_label=multi_label),
+        "score_threshold": score_threshold,
+        "iou_threshold": 0.65,
+    }
+    result = emulated.decode_nms(**inputs)
+    assert result.num_detections.sum() >= (10_000 if multi_label else 300)
+    assert_agrees(result, **inputs)
+    if kernels.instruction_sets():
+        assert_equal(kernels.decode_nms(**inputs), result, "CPU kernels")
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not kernels.instruction_sets(), reason="the compiled kernels are not built")
 @pytest.mark.parametrize("line", [line for line in CORPUS if not is_small(Case.from_json(line))])

@@ -291,26 +291,6 @@ def test_a_coding_without_its_priors_is_refused() -> None:
         decode_nms_function(DecodeNmsAttributes(box_coding="yolox"), has_priors=False)
 
 
-@pytest.fixture(scope="module")
-def trained_heads(shared_dir: Path) -> tuple[Arrays, DecodeNmsAttributes]:
-    """YOLOX-nano's heads of all validation images of coco-tiny, with its priors, and its attributes."""
-    torch = pytest.importorskip("torch")
-    from boxwright.core.images import read_image
-    from boxwright.models import load_model
-
-    weights = shared_dir / "weights" / "yolox_nano_coco.pth"
-    loaded = load_model(weights, model="yolox-nano", class_names="coco", preprocess="yolox-legacy")
-    spec = loaded.module.decode_spec((416, 416))
-    paths = sorted((shared_dir / "data" / "coco-tiny" / "val2017").glob("*.jpg"))
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(paths), 8):
-            images = np.stack([loaded.preprocess.apply(read_image(path))[0] for path in paths[start : start + 8]])
-            parts.append({name: tensor.numpy() for name, tensor in loaded.module(torch.from_numpy(images)).items()})
-    heads = {name: np.ascontiguousarray(np.concatenate([part[name] for part in parts])) for name in parts[0]}
-    return {**heads, "priors": spec.priors()}, spec.attributes()
-
-
 @pytest.mark.parametrize(("score_threshold", "multi_label", "least"), [(0.25, False, 300), (0.001, True, 10_000)])
 def test_all_four_keep_the_same_boxes_of_a_trained_detector(
     trained_heads: tuple[Arrays, DecodeNmsAttributes], score_threshold: float, multi_label: bool, least: int

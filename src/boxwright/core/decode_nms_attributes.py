@@ -22,6 +22,9 @@ STRIDE_CODINGS: frozenset[str] = frozenset({"yolov1", "yolov2", "yolov4", "yolov
 TRACED_DOMAIN = "boxwright.traced"
 TRACED_INPUTS = ("box_regression", "class_logits", "priors", "image_size_hw")
 
+# Room is kept for all of them in every result.
+MOST_DETECTIONS = 100_000
+
 _FLAGS = ("class_specific_boxes", "multi_label", "with_nms", "class_agnostic", "clip_to_image")
 _INTEGERS = ("background_class", "pre_nms_top_k", "max_detections")
 _NUMBERS = ("delta_clip", "min_size")
@@ -91,7 +94,8 @@ class DecodeNmsAttributes:
         _require(self.background_class >= -1, "background_class", "-1 or a class index", self.background_class)
         _require(self.pre_nms_top_k >= 0, "pre_nms_top_k", "a number >= 0", self.pre_nms_top_k)
         _require(self.min_size >= 0, "min_size", "a number >= 0", self.min_size)
-        _require(self.max_detections >= 1, "max_detections", "a number >= 1", self.max_detections)
+        in_range = 1 <= self.max_detections <= MOST_DETECTIONS
+        _require(in_range, "max_detections", f"a number from 1 to {MOST_DETECTIONS}", self.max_detections)
         _require(all(n >= 0 for n in self.level_sizes), "level_sizes", "numbers >= 0", self.level_sizes)
         if self.box_coding in STRIDE_CODINGS:
             same_length = len(self.level_strides) == len(self.level_sizes) > 0

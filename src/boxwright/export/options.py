@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from boxwright.core.decode_nms_attributes import MOST_DETECTIONS
 from boxwright.core.decode_spec import DecodeSpec
 from boxwright.core.errors import InputError, UnsupportedError
 from boxwright.core.manifest import Manifest
@@ -57,7 +58,8 @@ class ExportOptions:
         _require(self.batch >= 1, "--batch", "at least 1", self.batch)
         at_least = f"at least {OLDEST_OPSET}"
         _require(self.opset is None or self.opset >= OLDEST_OPSET, "--opset", at_least, self.opset)
-        _require(self.max_det is None or self.max_det >= 1, "--max-det", "at least 1", self.max_det)
+        fits = self.max_det is None or 1 <= self.max_det <= MOST_DETECTIONS
+        _require(fits, "--max-det", f"a number from 1 to {MOST_DETECTIONS}", self.max_det)
         for name, value in (("--conf", self.conf), ("--iou", self.iou)):
             _require(value is None or 0 <= value <= 1, name, "a number in [0, 1]", value)
         allowed = WEIGHTS_PRECISIONS if self.format == "openvino" else ("fp32",)
