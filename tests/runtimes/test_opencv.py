@@ -12,6 +12,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from boxwright.bench.latency import LatencyProbe
+from boxwright.bench.raw_engine import open_raw_engine
+from boxwright.cli._bench_artifacts import ArtifactCache, SourceOptions
+from boxwright.cli._bench_plan import Matrix, plan_candidates
+from boxwright.cli._opening import open_candidate
 from boxwright.cli.main import main
 from boxwright.core.errors import InputError, ManifestError, ModelFileError, UnsupportedError
 from boxwright.core.manifest import Manifest
@@ -427,6 +432,24 @@ def test_val(run: Run, tmp_path: Path, faces_image: Image) -> None:
     report = json.loads(out)
     assert (report["backend"], report["max_det"], report["num_images"]) == ("opencv", 300, 2)
     assert report["map"] > 0.99  # what is surer than the threshold of 0.25 is ranked first
+
+
+def test_bench_times_it_without_a_bare_engine(tmp_path: Path, faces_image: Image) -> None:
+    with Detector(FACES) as detector:
+        with pytest.raises(UnsupportedError, match="a detector without a graph"):
+            open_raw_engine(FACES, detector, num_threads=1, work_dir=tmp_path)
+        block = LatencyProbe(detector, [faces_image]).run_block(0, 2)
+    assert min(block.infer) > max(block.preprocess)  # the stages are those of any other model
+
+
+def test_bench_names_its_class(tmp_path: Path) -> None:
+    matrix = Matrix(backends=(), precisions=("fp32",), sizes_hw=(), device="cpu", num_threads=1)
+    cache = ArtifactCache(tmp_path, tmp_path, on_note=lambda note: None)
+    (candidate,) = plan_candidates([FACES], matrix, SourceOptions(labels="face"), cache)
+    assert candidate.opener_options == {"labels": "face"}
+    wishes = {"backend": None, "device": "cpu", "precision": "fp32", "num_threads": 0, "conf": None, "iou": None}
+    with open_candidate(candidate.model, **wishes, **candidate.opener_options) as detector:
+        assert detector.class_names == ("face",)
 
 
 def test_manifest_survives_the_way_through_json(people_file: Path) -> None:
