@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 import onnxruntime
@@ -24,6 +25,7 @@ from boxwright.export.decode_nms.function import (
     overload_name,
 )
 from boxwright.export.decode_nms.insert import insert_decode_nms
+from boxwright.export.decode_nms.schema import register_schema
 
 Shapes = dict[str, list[int]]
 GRID = Grid(
@@ -37,6 +39,7 @@ BOXES = Boxes(num_classes=3, nms=NmsSpec())
 CLASS_BOXES = AnchorDeltas(num_classes=3, background_class=0, score_activation="softmax", class_specific_boxes=True)
 HEADS: Shapes = {"box_regression": [2, 21, 4], "class_logits": [2, 21, 3], "objectness": [2, 21]}
 NUM_DETECTIONS = 300
+NAN = float("nan")
 
 
 @pytest.mark.parametrize(
@@ -115,6 +118,69 @@ def test_a_node_that_does_not_fit_its_inputs(changes: Shapes) -> None:
     options.log_severity_level = 4
     with pytest.raises(Exception, match="ShapeInference"):
         onnxruntime.InferenceSession(wrong.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("with_body", [True, False])
+@pytest.mark.parametrize(
+    ("attributes", "shapes", "message"),
+    [
+        ({"box_coding": "polar"}, {}, "box_coding: expected one of anchor_delta.*got 'polar'"),
+        ({"max_detections": 0}, {}, "max_detections: expected a number from 1 to 100000, got 0"),
+        ({"score_activation": "tanh"}, {}, "score_activation: expected one of"),
+        ({"multi_label": 7}, {}, "multi_label: expected True or False, got 7"),
+        ({"max_detection": 3}, {}, "Unrecognized attribute: max_detection"),
+        ({"level_strides": [8]}, {}, "level_strides"),
+        ({"score_combination": "none"}, {}, "expected 5 inputs for these attributes, got 6"),
+        ({}, {"priors": [20, 4]}, r"priors: expected shape \(21, 4\), got shape \(20, 4\)"),
+        ({}, {"box_regression": [2, 21, 3]}, r"box_regression: expected shape \(2, 21, 4\)"),
+        ({}, {"class_logits": [2, 20, 3]}, r"class_logits: expected shape \(B, 21, C\)"),
+        ({}, {"objectness": [3, 21]}, r"objectness: expected shape \(2, 21\), got shape \(3, 21\)"),
+        ({}, {"score_threshold": [2]}, "score_threshold: expected one number"),
+    ],
+    ids=str,
+)
+def test_the_checker_of_onnx_says_what_is_wrong(
+    attributes: dict[str, Any], shapes: Shapes, message: str, with_body: bool
+) -> None:
+    register_schema()
+    right = node_model(GRID.attributes(), {**HEADS, "priors": [21, 4]})
+    onnx.checker.check_model(right, full_check=True)
+    model = node_model(GRID.attributes(), {**HEADS, "priors": [21, 4], **shapes})
+    (node,) = model.graph.node
+    kept = [attribute for attribute in node.attribute if attribute.name not in attributes]
+    del node.attribute[:]
+    node.attribute.extend([*kept, *(onnx.helper.make_attribute(name, value) for name, value in attributes.items())])
+    if not with_body:
+        del model.functions[:]
+        node.overload = ""
+    with pytest.raises((onnx.checker.ValidationError, onnx.shape_inference.InferenceError), match=message):
+        onnx.checker.check_model(model, full_check=True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("score_threshold", 2.0), ("iou_threshold", -0.5), ("iou_threshold", NAN)])
+def test_the_checker_of_onnx_sees_constant_thresholds(name: str, value: float) -> None:
+    register_schema()
+    model = node_model(GRID.attributes(), {**HEADS, "priors": [21, 4]})
+    inputs = [entry for entry in model.graph.input if entry.name != name]
+    del model.graph.input[:]
+    model.graph.input.extend(inputs)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(0.5, np.float32), name))
+    onnx.checker.check_model(model, full_check=True)
+    model.graph.initializer[0].CopyFrom(onnx.numpy_helper.from_array(np.array(value, np.float32), name))
+    with pytest.raises(onnx.shape_inference.InferenceError, match=rf"{name}: expected one number in \[0, 1\], got"):
+        onnx.checker.check_model(model, full_check=True)
+
+
+def test_shapes_follow_from_the_schema() -> None:
+    register_schema()
+    model = node_model(GRID.attributes(), {**HEADS, "priors": [21, 4]})
+    del model.functions[:]
+    model.graph.node[0].overload = ""
+    for output in model.graph.output:
+        output.type.tensor_type.ClearField("shape")
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    shapes = [[size.dim_value for size in output.type.tensor_type.shape.dim] for output in inferred.graph.output]
+    assert shapes == [[2, 1], [2, NUM_DETECTIONS, 4], [2, NUM_DETECTIONS], [2, NUM_DETECTIONS]]
 
 
 def insert(decode: DecodeSpec, shapes: Shapes) -> None:

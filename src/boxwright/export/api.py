@@ -15,6 +15,7 @@ from boxwright.core.files import atomic_directory, check_not_source, check_writa
 from boxwright.core.manifest import Manifest, VerificationRecord
 from boxwright.export import verify
 from boxwright.export.decode_nms.insert import insert_decode_nms
+from boxwright.export.decode_nms.schema import register_schema
 from boxwright.export.embed_preprocess import embed_preprocess
 from boxwright.export.onnx_files import set_manifest, write_onnx
 from boxwright.export.options import DEFAULT_IOU_THRESHOLD, DEFAULT_SCORE_THRESHOLD, ExportOptions, Format
@@ -26,6 +27,10 @@ from boxwright.runtimes.detector import Detector
 
 __all__ = ["ExportOptions", "ExportResult", "export"]
 _ENGINES = {"onnx": "onnxruntime", "openvino": "openvino"}
+
+
+# Whoever checks with the onnx package what was exported has the operator checked too.
+register_schema()
 
 
 @dataclass(frozen=True, kw_only=True)
