@@ -60,7 +60,16 @@ CASES = [
         max_detections=5,
     ),
     DecodeNmsAttributes(box_coding="cxcywh", with_nms=False, score_activation="none", max_detections=4),
+    DecodeNmsAttributes(box_coding="yolox", score_combination="multiply", max_detections=6),
+    DecodeNmsAttributes(
+        box_coding="distances", score_combination="sqrt", pre_nms_top_k=4, top_k_scope="class", max_detections=8
+    ),
+    *(
+        DecodeNmsAttributes(box_coding=coding, level_sizes=(16, 5), level_strides=(8.0, 16.0), max_detections=5)
+        for coding in ("yolov1", "yolov2", "yolov5")
+    ),
 ]
+MILD = {"yolox", "yolov1", "yolov2"}  # numbers as networks give them: these codings enlarge them
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,7 +91,7 @@ def _operands(attributes: DecodeNmsAttributes) -> dict[str, np.ndarray]:
     width = 4 * CLASSES if attributes.class_specific_boxes else 4
     corners = RANDOM.uniform(0, 40, (ANCHORS, 2))
     operands = {
-        "box_regression": RANDOM.normal(size=(BATCH, ANCHORS, width)) * 3,
+        "box_regression": RANDOM.normal(size=(BATCH, ANCHORS, width)) * (0.5 if attributes.box_coding in MILD else 3),
         "class_logits": RANDOM.normal(size=(BATCH, ANCHORS, CLASSES)),
     }
     if attributes.box_coding == "xyxy":
@@ -93,6 +102,8 @@ def _operands(attributes: DecodeNmsAttributes) -> dict[str, np.ndarray]:
         operands["image_size_hw"] = np.array([[48, 64], [40, 50]])
     if attributes.box_coding not in ("xyxy", "cxcywh"):
         operands["priors"] = np.hstack([corners, corners + 16])
+    if attributes.class_specific_boxes:  # as proposals are: other ones for each image
+        operands["priors"] = np.stack([operands["priors"], operands["priors"][::-1] + 2])
     return {name: array.astype(np.float32) for name, array in operands.items()}
 
 
