@@ -53,6 +53,6 @@ EMBEDDED_VALUES = 5e-5
 # Of boxes, in pixels of the image, and scores behind it: single grey levels on networks of random weights.
 EMBEDDED_BOXES = 0.5
 EMBEDDED_SCORES = 5e-3
-# Of an SVM's margins on HOG, in standard operators: OpenCV computes angles to about 0.3 degrees of a bin's 20, and of two
-# channels whose gradients are equally long another one may be taken (seen: 0.005 on ONNX Runtime, 0.016 on OpenVINO).
+# Of an SVM's margins on HOG, in standard operators: OpenCV computes angles to about 0.3 degrees of a bin's 20, and of
+# two channels whose gradients are equally long another one may be taken (seen: 0.005 on ONNX Runtime, 0.016 on OpenVINO).
 HOG_MARGINS = 3e-2
