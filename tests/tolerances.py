@@ -54,5 +54,6 @@ EMBEDDED_VALUES = 5e-5
 EMBEDDED_BOXES = 0.5
 EMBEDDED_SCORES = 5e-3
 # Of an SVM's margins on HOG, in standard operators: OpenCV computes angles to about 0.3 degrees of a bin's 20, and of
-# two channels whose gradients are equally long another one may be taken (seen: 0.005 on ONNX Runtime, 0.016 on OpenVINO).
+# two channels whose gradients are equally long another one may be taken (seen: 0.005 on ONNX Runtime, 0.016 on
+# OpenVINO).
 HOG_MARGINS = 3e-2
