@@ -14,10 +14,8 @@ from torch import Tensor, nn
 
 from boxwright.core.decode_spec import RAW_HEAD_NAMES
 from boxwright.core.errors import UnsupportedError
+from boxwright.export.decode_nms.function import OLDEST_OPSET
 from boxwright.export.onnx_files import INPUT_NAME
-
-# The newest that TensorRT 8.5 reads.
-OLDEST_OPSET = 17
 
 
 class _HeadsInOrder(nn.Module):

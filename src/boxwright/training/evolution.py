@@ -28,7 +28,7 @@ from boxwright.data import list_splits
 from boxwright.models import build_model
 from boxwright.training.config import TrainConfig
 from boxwright.training.run import TrainResult, train
-from boxwright.training.settings import settings_to_json
+from boxwright.training.settings import check_same_settings, settings_to_json
 from boxwright.training.state import BEST, LAST
 
 STUDY_FILE = "study.journal"
@@ -261,24 +261,8 @@ def _open_study(config: TrainConfig, weights: FitnessWeights) -> optuna.Study:
     if not config.resume:
         study.set_user_attr(_SETTINGS_ATTRIBUTE, settings)
         study.enqueue_trial(values_of(config))
-    _check_same_settings(study.user_attrs.get(_SETTINGS_ATTRIBUTE), settings, path)
+    check_same_settings(study.user_attrs.get(_SETTINGS_ATTRIBUTE, {}), settings, path, what="study")
     return study
-
-
-def _check_same_settings(begun: Mapping[str, Any] | None, wanted: Mapping[str, Any], path: Path) -> None:
-    begun = {} if begun is None else begun
-    different = [
-        f"{name} {wanted.get(name)!r} instead of {begun.get(name)!r}"
-        for name in sorted({*begun, *wanted})
-        if begun.get(name) != wanted.get(name)
-    ]
-    if different:
-        raise InputError(
-            f"--resume {path}",
-            expected="the settings that the study was begun with",
-            got=", ".join(different),
-            fix="pass the same ones, or start a new study in another folder",
-        )
 
 
 def _trial_folder(out: Path, number: int) -> Path:

@@ -57,3 +57,26 @@ def merge_settings(from_file: Mapping[str, Any], given: Mapping[str, Any]) -> Tr
 def settings_to_json(config: TrainConfig) -> str:
     """The settings as a file's text."""
     return json.dumps(to_jsonable(config), indent=2) + "\n"
+
+
+def check_same_settings(begun: Mapping[str, Any], wanted: Mapping[str, Any], path: Path, *, what: str) -> None:
+    """Raise `InputError` where what is to go on was begun with other settings, and name each that differs.
+
+    Args:
+        begun: settings by name that were kept.
+        wanted: likewise, that are asked for now.
+        path: of what was kept.
+        what: goes on, in a word.
+    """
+    different = [
+        f"{name} {wanted.get(name)!r} instead of {begun.get(name)!r}"
+        for name in sorted({*begun, *wanted})
+        if begun.get(name) != wanted.get(name)
+    ]
+    if different:
+        raise InputError(
+            f"--resume {path}",
+            expected=f"the settings that the {what} was begun with",
+            got=", ".join(different),
+            fix=f"pass the same ones, or start a new {what} in another folder",
+        )

@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from boxwright.core.errors import CheckpointError, InputError
+from boxwright.core.errors import CheckpointError
 from boxwright.core.manifest import Manifest
 from boxwright.models.common.checkpoint import read_checkpoint
 from boxwright.models.common.saving import save_checkpoint
 from boxwright.training.config import TrainConfig
 from boxwright.training.lightning_module import TrainingModule
+from boxwright.training.settings import check_same_settings
 
 LAST, BEST = "last.pt", "best.pt"
 
@@ -137,24 +138,8 @@ def read_saved_run(config: TrainConfig) -> SavedRun:
         raise CheckpointError(
             str(path), expected="the state of a training run", got=f"another ({error!r})", fix="start a new run"
         ) from error
-    _check_same_settings(settings, config, path)
+    check_same_settings(settings, config.fingerprint(), path, what="run")
     return saved
-
-
-def _check_same_settings(settings: dict[str, Any], config: TrainConfig, path: Path) -> None:
-    wanted = config.fingerprint()
-    different = [
-        f"{name} {wanted.get(name)!r} instead of {settings.get(name)!r}"
-        for name in sorted({*settings, *wanted})
-        if settings.get(name) != wanted.get(name)
-    ]
-    if different:
-        raise InputError(
-            f"--resume {path}",
-            expected="the settings that the run was begun with",
-            got=", ".join(different),
-            fix="pass the same ones, or start a new run in another folder",
-        )
 
 
 def restore_optimizer(training: TrainingModule, saved: SavedRun) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
@@ -23,6 +24,7 @@ THRESHOLD_NAMES = ("score_threshold", "iou_threshold")
 OUTPUT_NAMES = ("num_detections", "boxes", "scores", "class_ids")
 # Overloads of functions, which tell the sets of attributes apart, came with this version of ONNX's format.
 FUNCTION_IR_VERSION = 10
+# The newest that TensorRT 8.5 reads.
 OLDEST_OPSET = 17
 
 
@@ -78,6 +80,41 @@ def decode_nms_function(
     return ir.Function(
         DOMAIN, OP_TYPE, overload_name(attributes, has_priors=has_priors), graph=graph, attributes=declared
     )
+
+
+def call_decode_nms(
+    model: ir.Model, operands: Mapping[str, ir.Value], attributes: DecodeNmsAttributes, *, name: str, suffix: str = ""
+) -> ir.Node:
+    """A node that calls the operator, whose body is added to the model as a local function.
+
+    Args:
+        model: gets the function; the node is left to the caller to place.
+        operands: inputs by name; others than the operator's are passed over.
+        attributes: of the operator.
+        name: of the node.
+        suffix: tells the function from those of other nodes with the same attributes.
+    """
+    has_priors = "priors" in operands
+    shape = operands["class_logits"].shape
+    num_pairs = None
+    if shape is not None and isinstance(shape[1], int) and isinstance(shape[2], int):
+        num_pairs = shape[1] * shape[2]
+    function = decode_nms_function(
+        attributes, has_priors=has_priors, num_pairs=num_pairs, opset=model.graph.opset_imports[""]
+    )
+    function.overload += suffix
+    node = ir.node(
+        OP_TYPE,
+        [operands[input_name] for input_name in input_names(attributes, has_priors=has_priors)],
+        attributes=node_attributes(attributes),
+        domain=DOMAIN,
+        overload=function.overload,
+        num_outputs=len(OUTPUT_NAMES),
+        name=name,
+    )
+    model.functions[function.identifier()] = function
+    model.graph.opset_imports[DOMAIN] = 1
+    return node
 
 
 def node_attributes(attributes: DecodeNmsAttributes) -> dict[str, int | float | str | list[int] | list[float]]:

@@ -20,13 +20,9 @@ from boxwright.core.errors import InputError
 from boxwright.export.decode_nms.function import (
     DOMAIN,
     FUNCTION_IR_VERSION,
-    OP_TYPE,
     OUTPUT_NAMES,
     THRESHOLD_NAMES,
-    decode_nms_function,
-    input_names,
-    node_attributes,
-    overload_name,
+    call_decode_nms,
 )
 from boxwright.export.graph_builder import GraphBuilder, free_names
 from boxwright.export.passes import fold_constants
@@ -68,32 +64,14 @@ def insert_decode_nms(
     priors = decode.priors()
     if priors is not None:
         operands["priors"] = _initializer(graph, "priors", priors)
-    has_priors = "priors" in operands
     for name in THRESHOLD_NAMES:
         operands[name] = ir.val(name, ir.DataType.FLOAT, [])
         graph.inputs.append(operands[name])
     nodes: list[ir.Node] = []
     if attributes.clip_to_image and "image_size_hw" not in operands:
         operands["image_size_hw"] = _canvas_size(graph, heads["class_logits"], size_hw, nodes)
-    shape = heads["class_logits"].shape
-    num_pairs = None
-    if shape is not None and isinstance(shape[1], int) and isinstance(shape[2], int):
-        num_pairs = shape[1] * shape[2]
-    function = decode_nms_function(
-        attributes, has_priors=has_priors, num_pairs=num_pairs, opset=graph.opset_imports[""]
-    )
-    node = ir.node(
-        OP_TYPE,
-        [operands[name] for name in input_names(attributes, has_priors=has_priors)],
-        attributes=node_attributes(attributes),
-        domain=DOMAIN,
-        overload=overload_name(attributes, has_priors=has_priors),
-        num_outputs=len(OUTPUT_NAMES),
-        name="decode_nms",
-    )
+    node = call_decode_nms(model, operands, attributes, name="decode_nms")
     graph.extend([*nodes, node])
-    model.functions[function.identifier()] = function
-    graph.opset_imports[DOMAIN] = 1
     model.ir_version = max(model.ir_version, FUNCTION_IR_VERSION)
     graph.outputs.clear()
     graph.outputs.extend(node.outputs)

@@ -13,17 +13,9 @@ import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass
 
 from boxwright.core.decode_nms_attributes import TRACED_DOMAIN, TRACED_INPUTS, DecodeNmsAttributes
-from boxwright.export.decode_nms.function import (
-    DOMAIN,
-    OP_TYPE,
-    decode_nms_function,
-    input_names,
-    node_attributes,
-    overload_name,
-)
+from boxwright.export.decode_nms.function import DOMAIN, THRESHOLD_NAMES, call_decode_nms
 
 ORDER = 5
-_THRESHOLDS = ("score_threshold", "iou_threshold")
 
 
 def run(model: ir.Model) -> bool:
@@ -43,29 +35,10 @@ def _replace(model: ir.Model, traced: ir.Node, name: str) -> None:
     graph = model.graph
     attributes = DecodeNmsAttributes.from_json(traced.attributes["attributes"].as_string())
     operands = {input_name: value for input_name, value in zip(TRACED_INPUTS, traced.inputs, strict=False) if value}
-    for threshold in _THRESHOLDS:
+    for threshold in THRESHOLD_NAMES:
         operands[threshold] = _constant(graph, f"{name}/{threshold}", traced.attributes[threshold].as_float())
-    has_priors = "priors" in operands
-    shape = operands["class_logits"].shape
-    num_pairs = None
-    if shape is not None and isinstance(shape[1], int) and isinstance(shape[2], int):
-        num_pairs = shape[1] * shape[2]
-    function = decode_nms_function(
-        attributes, has_priors=has_priors, num_pairs=num_pairs, opset=graph.opset_imports[""]
-    )
-    node = ir.node(
-        OP_TYPE,
-        [operands[input_name] for input_name in input_names(attributes, has_priors=has_priors)],
-        attributes=node_attributes(attributes),
-        domain=DOMAIN,
-        # A function of its own for each node: how it sorts depends on the number of anchors.
-        overload=f"{overload_name(attributes, has_priors=has_priors)}_{name}",
-        num_outputs=len(traced.outputs),
-        name=name,
-    )
-    function.overload = node.overload
-    model.functions[function.identifier()] = function
-    graph.opset_imports[DOMAIN] = 1
+    # A function of its own for each node: how it sorts depends on the number of anchors.
+    node = call_decode_nms(model, operands, attributes, name=name, suffix=f"_{name}")
     ir.convenience.replace_nodes_and_values(graph, traced, [traced], [node], traced.outputs, node.outputs)
 
 
