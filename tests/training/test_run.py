@@ -1,6 +1,7 @@
 """Whole runs on a few small images: what they write, how they go on after a kill, how they refuse."""
 
 import csv
+import itertools
 import dataclasses
 import json
 import os
@@ -450,6 +451,15 @@ def test_command_line(shapes_dir: Path, tmp_path: Path, capfd: pytest.CaptureFix
     assert "epoch 1/1" in printed.err
     assert main([*arguments, "--out", str(out)]) == 2
     assert "pass --resume" in capfd.readouterr().err
+
+
+def test_the_time_limit_can_be_counted_on_another_clock(shapes_dir: Path, tmp_path: Path) -> None:
+    """Each look at this clock is a minute later than the one before."""
+    minutes = itertools.count(step=60.0)
+    settings = config(shapes_dir, tmp_path / "ticks", epochs=500, max_minutes=3.0)
+    result = train(settings, show_progress=False, now=lambda: next(minutes))
+    assert result.epochs_done == 1
+    assert result.seconds >= 180 and result.seconds % 60 == 0
 
 
 def test_config_is_frozen() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -125,7 +124,7 @@ class RunKeeper(lightning.Callback):
 
     def _measure(self, training: TrainingModule) -> AccuracyResult:
         assert self.val is not None
-        started = time.monotonic()
+        started = training.clock.now()
         device = str(training.device)
         backend = TorchBackend.from_module(training.kept_module, self.manifest, device=device)
         was_training = training.detector.training
@@ -134,7 +133,7 @@ class RunKeeper(lightning.Callback):
         self.accuracy = score(predictions, self.val)
         self.operating_point = best_operating_point(predictions)
         training.detector.train(was_training)  # without an average it is the detector itself that was measured
-        training.clock.measurement_took(time.monotonic() - started)
+        training.clock.measurement_took(training.clock.now() - started)
         return self.accuracy
 
     def _save(self, training: TrainingModule, *, is_best: bool, is_finished: bool) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,12 +83,14 @@ class TrainResult:
     unreadable: tuple[str, ...]
 
 
-def train(config: TrainConfig, *, show_progress: bool = True) -> TrainResult:
+def train(config: TrainConfig, *, show_progress: bool = True, now: Callable[[], float] = time.monotonic) -> TrainResult:
     """Train a detector.
 
     Args:
         config: of the run.
         show_progress: on stderr.
+        now: the clock, in seconds, that `max_minutes` is counted on; `time.process_time` for the processor's time,
+            which does not depend on what else the machine does.
 
     Returns:
         Where the checkpoints are and how good they are.
@@ -109,7 +112,7 @@ def train(config: TrainConfig, *, show_progress: bool = True) -> TrainResult:
         if saved is not None and saved.state.is_finished:
             display.note(f"{saved.path}: this run is finished; nothing is left to do")
             return _result(config, saved.state.history, None, None, (), saved.state.elapsed)
-        return _Run(config, plan, dataset, val, display, device, saved).execute()
+        return _Run(config, plan, dataset, val, display, device, saved, now).execute()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +195,7 @@ class _Run:
         display: TrainingDisplay,
         device: torch.device,
         saved: SavedRun | None,
+        now: Callable[[], float],
     ) -> None:
         self.config, self.plan, self.val, self.display, self.device, self.saved = (
             config,
@@ -220,6 +224,7 @@ class _Run:
             len(sampler) * config.epochs,
             None if config.max_minutes is None else config.max_minutes * 60,
             elapsed=0.0 if saved is None else saved.state.elapsed,
+            now=now,
         )
         self.options = StepOptions(plan.module, config, plan.manifest.preprocess, plan.size_hw)
         self.training = TrainingModule(

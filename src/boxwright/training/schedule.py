@@ -118,6 +118,10 @@ class RunClock:
         self._started = now() - elapsed
         self._last_measurement = 0.0
 
+    def now(self) -> float:
+        """Seconds on the run's clock."""
+        return self._now()
+
     def elapsed(self) -> float:
         """Seconds since the run began, those of earlier processes included."""
         return self._now() - self._started
