@@ -1,8 +1,8 @@
 """Whole runs on a few small images: what they write, how they go on after a kill, how they refuse."""
 
 import csv
-import itertools
 import dataclasses
+import itertools
 import json
 import os
 import shutil
