@@ -94,6 +94,16 @@ def test_progress_is_by_time_where_that_is_further() -> None:
     assert run.progress(10) == 1.0
 
 
+def test_steps_of_the_run_follow_the_pace() -> None:
+    clock = Clock()
+    assert RunClock(200, None, now=clock).expected_steps(3) == 200
+    run = RunClock(200, 60.0, now=clock)
+    assert run.expected_steps(0) == 200
+    clock.seconds += 15
+    assert run.expected_steps(10) == pytest.approx(40)
+    assert run.expected_steps(150) == pytest.approx(200)  # all of them, long before the time is up
+
+
 def test_time_of_earlier_processes_counts() -> None:
     clock = Clock()
     run = RunClock(200, 60.0, elapsed=30.0, now=clock)
@@ -126,3 +136,9 @@ def test_moving_average_is_the_recursion_of_its_definition() -> None:
 @pytest.mark.parametrize(("steps", "horizon"), [(1, 1.0), (10, 1.0), (400, 20.0), (1_000_000, 5000)])
 def test_horizon_suits_the_length_of_the_run(steps: int, horizon: float) -> None:
     assert MovingAverage(nn.Linear(1, 1), total_steps=steps).horizon == horizon
+
+
+def test_horizon_shrinks_with_a_run_that_is_cut_short() -> None:
+    average = MovingAverage(nn.Linear(1, 1), total_steps=10_000)
+    average.expect(600)
+    assert average.horizon == 30

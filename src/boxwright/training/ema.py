@@ -22,12 +22,18 @@ class MovingAverage:
             the first weights when a short run ends.
     """
 
-    def __init__(self, module: nn.Module, total_steps: int) -> None:
+    horizon: float  # steps
+
+    def __init__(self, module: nn.Module, total_steps: float) -> None:
         self.module = copy.deepcopy(module).eval()
         for parameter in self.module.parameters():
             parameter.requires_grad_(False)
-        self.horizon = min(LONGEST_HORIZON, max(1.0, HORIZON_PER_STEP * total_steps))
         self.num_updates = 0
+        self.expect(total_steps)
+
+    def expect(self, total_steps: float) -> None:
+        """Suit the horizon to a run of so many steps, which a run that is limited by time learns on the way."""
+        self.horizon = min(LONGEST_HORIZON, max(1.0, HORIZON_PER_STEP * total_steps))
 
     def decay(self) -> float:
         """The part of the average that the next update leaves; small at first, since the first weights are random."""

@@ -135,6 +135,7 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: TrainBatch, batch_idx: int) -> None:
         if self.average is not None:
+            self.average.expect(self.clock.expected_steps(self.steps_done))
             self.average.update(self.detector)
 
     def mean_losses(self) -> dict[str, float]:

@@ -138,6 +138,11 @@ class RunClock:
         available = max(1e-9, self.max_seconds - self._last_measurement)
         return min(1.0, max(by_steps, self.elapsed() / available))
 
+    def expected_steps(self, step: int) -> float:
+        """The steps of the whole run at the pace so far; fewer than were asked for where the time ends it sooner."""
+        progress = self.progress(step)
+        return self.total_steps if self.max_seconds is None or progress <= 0 else step / progress
+
     def remaining(self, step: int) -> float | None:
         """Seconds to the end at the pace so far; None before the first step."""
         progress = self.progress(step)
