@@ -20,6 +20,7 @@ class Recipe:
             layers and products, 0 to 1; None leaves them. Depthwise layers take all of it where the engine rescales
             channels: there it costs the weights nothing.
         corrects_bias: whether the mean error of each layer's output is taken off its bias.
+        repairs: names of repairs that are run on the quantized layers, in this order.
     """
 
     rules: EngineRules = PORTABLE
@@ -27,6 +28,7 @@ class Recipe:
     float_layers: frozenset[str] = frozenset()
     migration: float | None = 0.5
     corrects_bias: bool = True
+    repairs: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """One line for reports and the manifest."""
@@ -37,4 +39,5 @@ class Recipe:
                 parts.append(f"migration {self.migration:g}")
         if self.corrects_bias:
             parts.append("bias corrected")
+        parts += [name.replace("_", " ") for name in self.repairs]
         return ", ".join(parts)
