@@ -36,6 +36,7 @@ class Candidate:
         opener_options: further keywords for it, of JSON's types.
         name: tells it from the others of a run; made up by `with_names` where empty.
         shown_model: path to show instead, where `model` is a file made on the way.
+        python: interpreter of another environment to run it in; this process's where None.
         variation: what else tells it from others of the same model, such as an input size.
     """
 
@@ -49,6 +50,7 @@ class Candidate:
     name: str = ""
     shown_model: str | None = None
     variation: str | None = None
+    python: str | None = None
 
     @property
     def model_shown(self) -> str:

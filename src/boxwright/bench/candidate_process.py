@@ -59,7 +59,7 @@ class CandidateProcess:
         self._cores = cores
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "boxwright.bench.worker"],
+            [candidate.python or sys.executable, "-m", "boxwright.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,

@@ -24,8 +24,9 @@ class VocMetrics(NamedTuple):
 
 
 class _Judged(NamedTuple):
-    """Detections of one class over all images, those on ignored boxes left out."""
+    """Detections, those on ignored boxes left out."""
 
+    class_ids: NDArray[np.int32]
     scores: FloatArray
     is_hit: NDArray[np.bool_]
 
@@ -44,31 +45,30 @@ def compute_voc_metrics(samples: Sequence[Sample], detections: Sequence[Detectio
 
     Source: Everingham et al., The PASCAL Visual Object Classes Challenge: A Retrospective, IJCV 2015, sec. 4.
     """
-    scores: list[list[FloatArray]] = [[] for _ in range(num_classes)]
-    hits: list[list[NDArray[np.bool_]]] = [[] for _ in range(num_classes)]
     positives = np.zeros(num_classes, dtype=np.int64)
+    judged_images = []
     for sample, found in zip(samples, detections, strict=True):
         positives += np.bincount(sample.class_ids[~sample.is_crowd], minlength=num_classes)
-        for class_id in np.unique(found.class_ids).tolist():
-            judged = _judge(sample, found, class_id)
-            scores[class_id].append(judged.scores)
-            hits[class_id].append(judged.is_hit)
+        judged_images.append(_judge(sample, found))
     eleven_point, area = np.full(num_classes, np.nan), np.full(num_classes, np.nan)
-    for class_id in np.flatnonzero(positives).tolist():
-        recall, precision = _curve(scores[class_id], hits[class_id], int(positives[class_id]))
-        eleven_point[class_id] = _eleven_point_average(recall, precision)
-        area[class_id] = _area_average(recall, precision)
+    if judged_images:
+        judged = _Judged(*map(np.concatenate, zip(*judged_images, strict=True)))
+        order = np.lexsort((-judged.scores, judged.class_ids))  # stable: equal scores stay in the order of the images
+        starts = np.searchsorted(judged.class_ids[order], np.arange(num_classes + 1))
+        for class_id in np.flatnonzero(positives).tolist():
+            is_hit = judged.is_hit[order[starts[class_id] : starts[class_id + 1]]]
+            recall, precision = _curve(is_hit, int(positives[class_id]))
+            eleven_point[class_id] = _eleven_point_average(recall, precision)
+            area[class_id] = _area_average(recall, precision)
     return VocMetrics(eleven_point, area)
 
 
-def _judge(sample: Sample, found: Detections, class_id: int) -> _Judged:
-    of_class = found.class_ids == class_id
-    scores = found.scores[of_class]
-    is_truth = sample.class_ids == class_id
-    is_ignored = sample.is_crowd[is_truth]
-    if not is_truth.any():
-        return _Judged(scores, np.zeros(len(scores), dtype=bool))
-    overlaps = pairwise_overlaps(found.boxes_xyxy[of_class], sample.boxes_xyxy[is_truth])  # (D, G)
+def _judge(sample: Sample, found: Detections) -> _Judged:
+    """Hits and misses of one image."""
+    if len(sample) == 0 or len(found) == 0:
+        return _Judged(found.class_ids, found.scores, np.zeros(len(found), dtype=bool))
+    overlaps = pairwise_overlaps(found.boxes_xyxy, sample.boxes_xyxy)  # (D, G)
+    overlaps = np.where(found.class_ids[:, None] == sample.class_ids[None], overlaps, np.float32(-1))
     best = overlaps.argmax(axis=1)
     is_near = overlaps[np.arange(len(best)), best] >= VOC_IOU_THRESHOLD
     is_first = np.zeros(len(best), dtype=bool)
@@ -76,17 +76,14 @@ def _judge(sample: Sample, found: Detections, class_id: int) -> _Judged:
     for index in np.flatnonzero(is_near).tolist():  # detections are sorted by score
         is_first[index] = int(best[index]) not in taken
         taken.add(int(best[index]))
-    counts = ~(is_near & is_ignored[best])
-    return _Judged(scores[counts], (is_near & is_first)[counts])
+    counts = ~(is_near & sample.is_crowd[best])
+    return _Judged(found.class_ids[counts], found.scores[counts], (is_near & is_first)[counts])
 
 
-def _curve(scores: list[FloatArray], hits: list[NDArray[np.bool_]], positives: int) -> tuple[DoubleArray, DoubleArray]:
+def _curve(is_hit: NDArray[np.bool_], positives: int) -> tuple[DoubleArray, DoubleArray]:
     """Recall and precision after each detection of a class, best first."""
-    if not scores:
-        return np.zeros(0), np.zeros(0)
-    order = np.argsort(-np.concatenate(scores), kind="stable")
-    true_positives = np.cumsum(np.concatenate(hits)[order]).astype(np.float64)
-    return true_positives / positives, true_positives / np.arange(1, len(order) + 1)
+    true_positives = np.cumsum(is_hit).astype(np.float64)
+    return true_positives / positives, true_positives / np.arange(1, len(is_hit) + 1)
 
 
 def _eleven_point_average(recall: DoubleArray, precision: DoubleArray) -> float:
