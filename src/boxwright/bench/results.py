@@ -31,11 +31,17 @@ class Latency:
         p90: percentile.
         p95: percentile.
         p99: percentile.
-        mean: over all rounds.
-        p50_low: end of the 95 % interval of the median, from resampled launches and rounds.
+        mean: over all images of all rounds.
+        p50_low: end of the 95 % interval of the median, from launches drawn with replacement.
         p50_high: the other end.
-        mean_low: end of the 95 % interval of the mean.
-        mean_high: the other end.
+        p90_low: likewise of the other percentiles.
+        p90_high: likewise.
+        p95_low: likewise.
+        p95_high: likewise.
+        p99_low: likewise.
+        p99_high: likewise.
+        mean_low: likewise of the mean.
+        mean_high: likewise.
     """
 
     p50: float
@@ -45,6 +51,12 @@ class Latency:
     mean: float
     p50_low: float
     p50_high: float
+    p90_low: float
+    p90_high: float
+    p95_low: float
+    p95_high: float
+    p99_low: float
+    p99_high: float
     mean_low: float
     mean_high: float
 

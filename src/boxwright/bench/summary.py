@@ -10,15 +10,16 @@ import numpy as np
 from boxwright.bench.accuracy import AccuracyResult
 from boxwright.bench.candidate import Candidate
 from boxwright.bench.candidate_process import CandidateError
-from boxwright.bench.noise import Interval, compare_interleaved, mean_time, relative_spread, typical_time
+from boxwright.bench.noise import compare_interleaved, image_statistics, relative_spread, typical_time
 from boxwright.bench.results import Latency, Pair, ParetoPoint, Result, Stages, Thresholds, Throughput
 
 Json = dict[str, Any]
 # Above this, block times of one launch differ too much for a machine that is left alone.
 _NOISY_SPREAD = 0.10
 _NUM_QUANTILES = 51
-# Intervals up to this half width are narrow enough to end the measurement.
-_PRECISE_HALF_WIDTH = 0.02
+# Intervals up to this half width are narrow enough to end the measurement. Ratios are what candidates are chosen by,
+# and they can be known better than times, which move with the machine.
+_PRECISE_TIME, _PRECISE_RATIO = 0.03, 0.02
 # Candidates whose times differ by more than this are told apart by any measurement.
 _FAR_APART = 1.25
 
@@ -82,8 +83,7 @@ def _latency_fields(launches: Sequence[Json]) -> Json:
         return {}
     rounds_ms = block_medians(launches)
     every_image = np.concatenate(_series(launches, "end_to_end"))
-    typical, mean = typical_time(rounds_ms), mean_time(_block_means(launches))
-    latency = _latency(every_image, typical, mean)
+    latency = _latency(launches)
     raw_engine = _series(launches, "raw_engine")
     is_noisy = relative_spread(rounds_ms) > _NOISY_SPREAD
     return {
@@ -111,17 +111,27 @@ def _latency_fields(launches: Sequence[Json]) -> Json:
     }
 
 
-def _latency(every_image: np.ndarray[Any, np.dtype[np.float64]], typical: Interval, mean: Interval) -> Latency:
-    p50, p90, p95, p99 = np.quantile(every_image, [0.5, 0.9, 0.95, 0.99]).tolist()
+def _latency(launches: Sequence[Json]) -> Latency:
+    rounds_of_launches = [[block["end_to_end"] for block in launch["blocks"]] for launch in launches]
+    if len(launches) > 1:
+        blocks = [[time for times in rounds for time in times] for rounds in rounds_of_launches]
+    else:
+        blocks = rounds_of_launches[0]
+    (p50, p90, p95, p99), mean = image_statistics(blocks, [0.5, 0.9, 0.95, 0.99])
     return Latency(
-        p50=p50,
-        p90=p90,
-        p95=p95,
-        p99=p99,
+        p50=p50.value,
+        p90=p90.value,
+        p95=p95.value,
+        p99=p99.value,
         mean=mean.value,
-        # The interval is of the median of the rounds' medians; it is moved to the median of all images.
-        p50_low=p50 * typical.low / typical.value,
-        p50_high=p50 * typical.high / typical.value,
+        p50_low=p50.low,
+        p50_high=p50.high,
+        p90_low=p90.low,
+        p90_high=p90.high,
+        p95_low=p95.low,
+        p95_high=p95.high,
+        p99_low=p99.low,
+        p99_high=p99.high,
         mean_low=mean.low,
         mean_high=mean.high,
     )
@@ -130,10 +140,6 @@ def _latency(every_image: np.ndarray[Any, np.dtype[np.float64]], typical: Interv
 def block_medians(launches: Sequence[Json]) -> list[list[float]]:
     """The median latency of each round of each launch, in milliseconds."""
     return [[float(np.median(block["end_to_end"])) for block in launch["blocks"]] for launch in launches]
-
-
-def _block_means(launches: Sequence[Json]) -> list[list[float]]:
-    return [[float(np.mean(block["end_to_end"])) for block in launch["blocks"]] for launch in launches]
 
 
 def _engine_ratio(block: Json) -> float | None:
@@ -145,12 +151,12 @@ def is_precise(rounds_of_candidates: Sequence[list[list[float]]]) -> bool:
     """Whether all times, and all ratios of times that are close, are known well enough."""
     for index, rounds_ms in enumerate(rounds_of_candidates):
         typical = typical_time(rounds_ms)
-        if (typical.high - typical.low) / 2 > _PRECISE_HALF_WIDTH * typical.value:
+        if (typical.high - typical.low) / 2 > _PRECISE_TIME * typical.value:
             return False
         for other in rounds_of_candidates[:index]:
             comparison = compare_interleaved(rounds_ms, other)
             is_close = 1 / _FAR_APART < comparison.ratio < _FAR_APART
-            if is_close and (comparison.high - comparison.low) / 2 > _PRECISE_HALF_WIDTH:
+            if is_close and (comparison.high - comparison.low) / 2 > _PRECISE_RATIO:
                 return False
     return True
 
