@@ -25,6 +25,10 @@ ConfigOption = Annotated[
 ]
 EpochsOption = Annotated[int, typer.Option("--epochs", min=1, help="Passes over the training images.")]
 WeightsOption = Annotated[Path | None, typer.Option("--weights", help="Checkpoint to start from.")]
+ClassImagesOption = Annotated[
+    Path | None,
+    typer.Option("--class-images", help="Folder of images by class, to learn from too.", rich_help_panel=_EXTRAS),
+]
 PreprocessNameOption = Annotated[str | None, typer.Option("--preprocess", help="Preprocessing, by name.")]
 BatchSizeOption = Annotated[int, typer.Option("--batch", min=1, help="Images a step.")]
 OutOption = Annotated[Path, typer.Option("--out", help="Folder for checkpoints and logs.")]

@@ -32,6 +32,7 @@ def train(
     config: options.ConfigOption = None,
     epochs: options.EpochsOption = 100,
     weights: options.WeightsOption = None,
+    class_images: options.ClassImagesOption = None,
     preprocess: options.PreprocessNameOption = None,
     imgsz: ImageSizeOption = None,
     batch: options.BatchSizeOption = 16,

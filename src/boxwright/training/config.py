@@ -98,6 +98,7 @@ class TrainConfig:
         model: variant, e.g. "yolox-nano".
         out: folder for checkpoints and logs.
         epochs: passes over the training images.
+        class_images: folder of images of which the class alone is known, to train on too (YOLOv2, YOLO9000).
         weights: checkpoint to start from.
         preprocess: name of a preset; that of `weights`, or the family's default, where None.
         size_hw: of the network's input; the variant's usual one where None.
@@ -136,6 +137,7 @@ class TrainConfig:
     model: str
     out: Path
     epochs: int = 100
+    class_images: Path | None = None
     weights: Path | None = None
     preprocess: str | None = None
     size_hw: tuple[int, int] | None = None
@@ -223,7 +225,18 @@ class TrainConfig:
     def fingerprint(self) -> dict[str, Any]:
         """The settings that a resumed run must share with the one that it goes on with."""
         fields = dataclasses.asdict(self)
-        for name in ("data", "out", "weights", "workers", "device", "precision", "resume", "max_minutes", "val_every"):
+        for name in (
+            "data",
+            "out",
+            "class_images",
+            "weights",
+            "workers",
+            "device",
+            "precision",
+            "resume",
+            "max_minutes",
+            "val_every",
+        ):
             del fields[name]
         plain: dict[str, Any] = _plain(fields)
         return plain

@@ -31,6 +31,7 @@ from boxwright.training.augment import (
     place,
     random_affine,
 )
+from boxwright.training.classification_data import ClassificationData, ClassificationImages
 from boxwright.training.config import Augmentation
 from boxwright.training.copy_paste import copy_paste
 from boxwright.training.ssd_crop import ssd_augment
@@ -53,6 +54,7 @@ class TrainSample:
 
     labeled: LabeledImage
     unreadable: tuple[str, ...]
+    is_class_only: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,6 +90,8 @@ class TrainDataset(TorchDataset[TrainSample]):
         size_hw: of the canvas on which mosaics are made.
         augmentation: how images are varied.
         seed: of the run.
+        class_images: further images, of which the class alone is known; they come after the data set's own and are
+            never mixed with others.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class TrainDataset(TorchDataset[TrainSample]):
         size_hw: tuple[int, int],
         augmentation: Augmentation,
         seed: int,
+        class_images: ClassificationData | None = None,
     ) -> None:
         self.dataset = dataset
         self.preprocess = preprocess
@@ -108,11 +113,15 @@ class TrainDataset(TorchDataset[TrainSample]):
         self._cache: dict[int, LabeledImage] = {}
         self._cache_room = CACHE_BYTES
         self._unreadable: dict[int, str] = {}
+        given = class_images or ClassificationData(class_names=dataset.class_names, samples=())
+        self.class_images = ClassificationImages(given, size_hw=size_hw, seed=seed, augmentation=self.augmentation)
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return len(self.dataset) + len(self.class_images.data.samples)
 
     def __getitem__(self, key: SampleKey) -> TrainSample:
+        if key.image_index >= len(self.dataset):
+            return self._class_only(key.image_index - len(self.dataset), key.epoch)
         random = np.random.default_rng([self.seed, key.epoch, key.image_index])
         known = set(self._unreadable)
         # Nothing is drawn for what is off, so that runs without it see the images that they always saw.
@@ -130,12 +139,26 @@ class TrainDataset(TorchDataset[TrainSample]):
         new = tuple(reason for index, reason in self._unreadable.items() if index not in known)
         return TrainSample(labeled=labeled, unreadable=new)
 
+    def _class_only(self, index: int, epoch: int) -> TrainSample:
+        """An image whose one box, all of it, says nothing; or one with boxes, where it cannot be read."""
+        images, class_ids, problems = self.class_images.read_batch([index], epoch)
+        if problems:
+            fallback = self[SampleKey(epoch, index % len(self.dataset), False)]
+            return dataclasses.replace(fallback, unreadable=(*problems, *fallback.unreadable))
+        height, width = self.size_hw
+        labeled = LabeledImage(
+            image=images[0],
+            boxes_xyxy=np.array([[0, 0, width, height]], dtype=np.float32),
+            class_ids=np.array(class_ids, dtype=np.int64),
+        )
+        return TrainSample(labeled=labeled, unreadable=(), is_class_only=True)
+
     def _strong(self, index: int, random: np.random.Generator, *, as_ssd: bool) -> LabeledImage:
         labeled = self._ssd_cropped(index, random) if as_ssd else self._composed(index, random)
         if random.random() < _number(self.augmentation.mixup):
-            labeled = mixup(labeled, self._composed(int(random.integers(len(self))), random, alone=True))
+            labeled = mixup(labeled, self._composed(int(random.integers(len(self.dataset))), random, alone=True))
         if self.augmentation.copy_paste > 0 and random.random() < self.augmentation.copy_paste:
-            labeled = copy_paste(labeled, self._resized(int(random.integers(len(self)))), random)
+            labeled = copy_paste(labeled, self._resized(int(random.integers(len(self.dataset)))), random)
         return labeled
 
     def _composed(self, index: int, random: np.random.Generator, *, alone: bool = False) -> LabeledImage:
@@ -155,13 +178,13 @@ class TrainDataset(TorchDataset[TrainSample]):
         return place(resize_as_preprocessed(varied, self.preprocess, self.size_hw), self.size_hw, self.pad_color)
 
     def _with_others(self, index: int, count: int, random: np.random.Generator) -> list[LabeledImage]:
-        others = random.integers(len(self), size=count).tolist()
+        others = random.integers(len(self.dataset), size=count).tolist()
         return [self._resized(entry) for entry in [index, *others]]
 
     def _resized(self, index: int) -> LabeledImage:
         """The image as large as the preprocessing would make it, or the next one that can be read."""
-        for offset in range(len(self)):
-            candidate = (index + offset) % len(self)
+        for offset in range(len(self.dataset)):
+            candidate = (index + offset) % len(self.dataset)
             if candidate in self._unreadable:
                 continue
             try:
@@ -171,7 +194,7 @@ class TrainDataset(TorchDataset[TrainSample]):
         raise DatasetError(
             str(self.dataset.root),
             expected="at least one training image that can be read",
-            got=f"none of {len(self)}; {next(iter(self._unreadable.values()))}",
+            got=f"none of {len(self.dataset)}; {next(iter(self._unreadable.values()))}",
             fix=f"run: boxwright doctor --data {self.dataset.root}",
         )
 
@@ -241,7 +264,9 @@ class Collate:
         return TrainBatch(
             images=torch.from_numpy(batch.images),
             targets=Targets(
-                boxes_xyxy=boxes, class_ids=[torch.from_numpy(sample.labeled.class_ids) for sample in samples]
+                boxes_xyxy=boxes,
+                class_ids=[torch.from_numpy(sample.labeled.class_ids) for sample in samples],
+                is_class_only=tuple(sample.is_class_only for sample in samples),
             ),
             pixel_mask=None if batch.pixel_mask is None else torch.from_numpy(batch.pixel_mask),
             unreadable=tuple(reason for sample in samples for reason in sample.unreadable),

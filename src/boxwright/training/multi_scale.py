@@ -85,6 +85,7 @@ def resize_batch(batch: TrainBatch, size_hw: Size) -> TrainBatch:
     targets = Targets(
         boxes_xyxy=[boxes * boxes.new_tensor([ratio_x, ratio_y] * 2) for boxes in batch.targets.boxes_xyxy],
         class_ids=batch.targets.class_ids,
+        is_class_only=batch.targets.is_class_only,
     )
     mask = batch.pixel_mask
     if mask is not None:

@@ -24,8 +24,10 @@ from boxwright.core.preprocess_presets import preset
 from boxwright.data import Dataset, list_splits, load_dataset
 from boxwright.data.problems import DESCRIPTIONS
 from boxwright.models import DetectionModel, build_model
-from boxwright.models.common.loading import Weights, default_size_hw, read_weights
+from boxwright.models.common.loading import Weights, default_size_hw, own_class_names, read_weights
 from boxwright.training.callback import RunKeeper
+from boxwright.training.class_images import load_class_images
+from boxwright.training.classification_data import ClassificationData
 from boxwright.training.config import TrainConfig
 from boxwright.training.dataset import Collate, EpochSampler, TrainDataset
 from boxwright.training.engine import (
@@ -105,7 +107,7 @@ def train(config: TrainConfig, *, show_progress: bool = True, now: Callable[[], 
     saved = read_saved_run(config) if config.resume else None
     _prepare_folder(config)
     with TrainingDisplay(config.epochs, is_shown=show_progress) as display:
-        dataset = load_dataset(config.data, config.train_split)
+        dataset = load_dataset(config.data, config.train_split, class_names=own_class_names(config.model))
         val = _load_val(config, dataset, display)
         _tell_problems([dataset] if val is None else [dataset, val], display)
         plan = _plan(config, dataset, saved)
@@ -122,6 +124,7 @@ class _Plan:
     module: DetectionModel
     manifest: Manifest
     size_hw: tuple[int, int]
+    class_images: ClassificationData | None
     notes: tuple[str, ...]
 
 
@@ -139,10 +142,14 @@ def _plan(config: TrainConfig, dataset: Dataset, saved: SavedRun | None) -> _Pla
     module = build_model(config.model, num_classes=len(dataset.class_names), size_hw=size_hw)
     preprocess = _preprocess(config, module, weights, size_hw)
     notes: tuple[str, ...] = ()
+    class_images = None
+    if config.class_images is not None:
+        class_images = load_class_images(config.class_images, config.train_split, module, dataset.class_names)
+        notes += (f"{config.class_images}: {len(class_images.samples)} images that teach their class alone",)
     if saved is not None:
         module.load_state_dict(saved.current)
     elif weights is not None:
-        notes = start_from_weights(module, weights, dataset.class_names, str(config.weights))
+        notes += start_from_weights(module, weights, dataset.class_names, str(config.weights))
     if saved is None:  # a resumed run's anchors came with its weights
         notes += fit_anchors(module, dataset, preprocess, config.anchors, config.seed)
     manifest = Manifest(
@@ -155,7 +162,7 @@ def _plan(config: TrainConfig, dataset: Dataset, saved: SavedRun | None) -> _Pla
         iou_threshold=module.nms_iou_threshold,
         boxwright_version=__version__,
     )
-    return _Plan(module=module, manifest=manifest, size_hw=size_hw, notes=notes)
+    return _Plan(module=module, manifest=manifest, size_hw=size_hw, class_images=class_images, notes=notes)
 
 
 def _variant_for(config: TrainConfig) -> str | None:
@@ -211,9 +218,10 @@ class _Run:
             size_hw=plan.size_hw,
             augmentation=config.augmentation.resolved(plan.module.suggested_augmentation),
             seed=config.seed,
+            class_images=plan.class_images,
         )
         sampler = EpochSampler(
-            len(dataset),
+            len(self.samples),
             config.batch,
             config.seed,
             epoch=lambda: self.training.epoch,

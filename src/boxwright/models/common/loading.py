@@ -172,6 +172,12 @@ def default_size_hw(variant: str) -> tuple[int, int]:
     return families()[family_of(variant)].VARIANTS[variant].size_hw
 
 
+def own_class_names(variant: str) -> tuple[str, ...] | None:
+    """The class names that the file of a network brings along, as the tree of YOLO9000 does; None for all others."""
+    network = open_network(Path(variant))
+    return None if network is None else network.class_names
+
+
 def load_model(
     source: str | Path,
     *,
