@@ -32,7 +32,7 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, QuantizedLayer]) -> None:
         model: with the layers' nodes by name.
         layers: to quantize, by the name of their node.
     """
-    writer = _Writer(model)
+    writer = QdqWriter(model)
     for node in list(model.graph):
         if node.name in layers:
             quantized = layers[node.name]
@@ -42,7 +42,7 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, QuantizedLayer]) -> None:
     writer.remove_unused_initializers()
 
 
-class _Writer:
+class QdqWriter:
     """Adds nodes and initializers to a graph, each once."""
 
     def __init__(self, model: ir.Model) -> None:
@@ -62,10 +62,10 @@ class _Writer:
         values, axis = weight.values, 0
         if _has_inputs_first(node):
             values, axis = np.ascontiguousarray(values.T), 1
-        scales = self._initializer(f"{name}_scale", weight.scales)
-        zeros = self._initializer(f"{name}_zero_point", np.zeros(len(weight.scales), dtype=np.int8))
-        integers = self._initializer(f"{name}_quantized", values)
-        node.replace_input_with(1, self._insert(node, "DequantizeLinear", [integers, scales, zeros], name, axis=axis))
+        scales = self.initializer(f"{name}_scale", weight.scales)
+        zeros = self.initializer(f"{name}_zero_point", np.zeros(len(weight.scales), dtype=np.int8))
+        integers = self.initializer(f"{name}_quantized", values)
+        node.replace_input_with(1, self.insert(node, "DequantizeLinear", [integers, scales, zeros], name, axis=axis))
 
     def change_bias(self, node: ir.Node, quantized: QuantizedLayer) -> None:
         change = quantized.weight.bias_change
@@ -76,7 +76,7 @@ class _Writer:
         if bias is not None and tensor is None:
             return  # computed by the graph
         old: FloatArray = np.zeros_like(change) if tensor is None else tensor.numpy().astype(np.float32)
-        new = self._initializer(f"{node.name}/bias", old + change.reshape(old.shape))
+        new = self.initializer(f"{node.name}/bias", old + change.reshape(old.shape))
         if len(node.inputs) > 2:
             node.replace_input_with(2, new)
         else:
@@ -93,21 +93,21 @@ class _Writer:
         layer, quantization = quantized.layer, quantized.input
         name = f"{value.name}/{layer.kind}"
         if quantization.factors is not None:
-            value = self._insert(node, "Mul", [value, self._inverse_factors(name, value, quantized)], f"{name}_scaled")
-        scale = self._initializer(f"{name}_scale", np.array(quantization.scale, dtype=np.float32))
+            value = self.insert(node, "Mul", [value, self._inverse_factors(name, value, quantized)], f"{name}_scaled")
+        scale = self.initializer(f"{name}_scale", np.array(quantization.scale, dtype=np.float32))
         zero_point = np.array(quantization.zero_point, dtype=quantization.activation_type)
-        zero = self._initializer(f"{name}_zero_point", zero_point)
-        integers = self._insert(node, "QuantizeLinear", [value, scale, zero], f"{name}_quantized")
-        return self._insert(node, "DequantizeLinear", [integers, scale, zero], f"{name}_dequantized")
+        zero = self.initializer(f"{name}_zero_point", zero_point)
+        integers = self.insert(node, "QuantizeLinear", [value, scale, zero], f"{name}_quantized")
+        return self.insert(node, "DequantizeLinear", [integers, scale, zero], f"{name}_dequantized")
 
     def _inverse_factors(self, name: str, value: ir.Value, quantized: QuantizedLayer) -> ir.Value:
         assert quantized.input.factors is not None
         inverse = (1 / quantized.input.factors).astype(np.float32)
         if quantized.layer.kind != "matmul":
             inverse = inverse.reshape(1, -1, *[1] * (quantized.layer.weight.ndim - 2))
-        return self._initializer(f"{name}_inverse_factors", inverse)
+        return self.initializer(f"{name}_inverse_factors", inverse)
 
-    def _insert(
+    def insert(
         self, before: ir.Node, op_type: str, inputs: list[ir.Value], output: str, axis: int | None = None
     ) -> ir.Value:
         attributes = {} if axis is None else {"axis": axis}
@@ -116,7 +116,7 @@ class _Writer:
         self._graph.insert_before(before, node)
         return node.outputs[0]
 
-    def _initializer(self, name: str, array: np.ndarray) -> ir.Value:
+    def initializer(self, name: str, array: np.ndarray) -> ir.Value:
         tensor = ir.tensor(array, name=name)
         value = ir.Value(name=name, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
         self._graph.register_initializer(value)
