@@ -58,5 +58,5 @@ EMBEDDED_SCORES = 5e-3
 # OpenVINO).
 HOG_MARGINS = 3e-2
 
-# Of a loss in float32 against the same formulas in float64: means of thousands of terms, and an epsilon in the overlaps.
+# Of a loss in float32 against its formulas in float64: means of thousands of terms, and an epsilon in the overlaps.
 LOSSES = 1e-4

@@ -1,4 +1,4 @@
-"""YOLOv5 against its published formulas, written out in numpy, one prediction at a time, with nothing of ours in them."""
+"""YOLOv5 against its published formulas, written out in numpy prediction by prediction, nothing of ours in them."""
 
 from __future__ import annotations
 
