@@ -18,13 +18,11 @@ from boxwright.core.errors import CheckpointError
 from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
 from boxwright.models.common.attention import MultiHeadAttention
-from boxwright.models.common.boxes import xyxy_to_cxcywh
 from boxwright.models.common.checkpoint import StateDict
-from boxwright.models.common.detector import DetectionModel
 from boxwright.models.common.position_encoding import sine_encoding
 from boxwright.models.common.registry import ImportedWeights
+from boxwright.models.common.set_detector import LinearLayers, SetConfig, SetDetector
 from boxwright.models.common.set_matching import MatchingCosts, match_sets, matched_box_losses
-from boxwright.models.common.targets import Targets
 from boxwright.models.common.transformers_names import LAYER_RULES, fuse_projections, rename_keys
 
 IMPORTS = (
@@ -36,34 +34,20 @@ BACKGROUND_WEIGHT = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetrConfig:
+class DetrConfig(SetConfig):
     """A variant.
 
     Attributes:
-        backbone: name in timm.
         stride: of the map that the transformer sees; 16 of a ResNet's last stage means dilation (DC5).
         stage: of the backbone that gives the map.
-        width: of the transformer.
-        num_heads: of each attention.
-        feed_forward: width between the two layers after an attention.
         num_encoder_layers: each an attention over the map.
-        num_decoder_layers: each an attention among the queries and one to the map.
-        num_queries: the most objects that an image can have.
         dropout: in training.
-        size_hw: the usual input size.
     """
 
-    backbone: str
     stride: int = 32
     stage: int = 4
-    width: int = 256
-    num_heads: int = 8
-    feed_forward: int = 2048
     num_encoder_layers: int = 6
-    num_decoder_layers: int = 6
-    num_queries: int = 100
     dropout: float = 0.1
-    size_hw: tuple[int, int] = (800, 1056)
 
 
 VARIANTS: dict[str, DetrConfig] = {
@@ -159,22 +143,7 @@ class _Decoder(nn.Module):
         return results
 
 
-class _BoxLayers(nn.Module):
-    """Three linear layers from a query to its box."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList([nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, 4)])
-
-    def forward(self, objects: Tensor) -> Tensor:
-        """(B, Q, W) to centre, width and height (B, Q, 4) relative to the input."""
-        for layer in self.layers[:-1]:
-            objects = functional.relu(layer(objects))
-        relative: Tensor = self.layers[-1](objects).sigmoid()
-        return relative
-
-
-class Detr(DetectionModel):
+class Detr(SetDetector):
     """The detector; its keys are those of facebookresearch's but for the backbone's prefix.
 
     All of a batch's images fill the whole input: what letterboxing pads is a part of the map, and there is no mask.
@@ -200,7 +169,7 @@ class Detr(DetectionModel):
                 nn.init.xavier_uniform_(weight)
         self.query_embed = nn.Embedding(config.num_queries, config.width)
         self.class_embed = nn.Linear(config.width, num_classes + 1)
-        self.bbox_embed = _BoxLayers(config.width)
+        self.bbox_embed = LinearLayers(config.width, config.width, config.width, 4)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         features = self.input_proj(self.backbone(images)[-1])  # (B, W, h, w)
@@ -209,32 +178,21 @@ class Detr(DetectionModel):
         memory = self.transformer["encoder"](features.flatten(2).transpose(1, 2), positions)  # (B, S, W)
         queries = self.query_embed.weight[None].expand(batch, -1, -1)  # (B, Q, W)
         layers = self.transformer["decoder"](queries, memory, positions)
-        heads = {"box_regression": self.bbox_embed(layers[-1]), "class_logits": self.class_embed(layers[-1])}
+        heads = {"box_regression": self._boxes(layers[-1]), "class_logits": self.class_embed(layers[-1])}
         if self.training:
             early = torch.stack(layers[:-1])  # (L - 1, B, Q, W)
-            heads["_early_boxes"], heads["_early_logits"] = self.bbox_embed(early), self.class_embed(early)
+            heads["_early_boxes"], heads["_early_logits"] = self._boxes(early), self.class_embed(early)
             heads["_size_hw"] = torch.tensor(images.shape[-2:])
         return heads
 
-    def loss(self, heads: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        height, width = heads["_size_hw"].tolist()
-        device = heads["class_logits"].device
-        scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=device)
-        boxes = [xyxy_to_cxcywh(given.to(device) / scale) for given in targets.boxes_xyxy]
-        class_ids = [given.to(device) for given in targets.class_ids]
-        parts = self._set_loss(heads["class_logits"], heads["box_regression"], boxes, class_ids)
-        early = [
-            self._set_loss(logits, found, boxes, class_ids)
-            for logits, found in zip(heads["_early_logits"], heads["_early_boxes"], strict=True)
-        ]
-        zero = heads["class_logits"].new_zeros(())
-        auxiliary = sum((sum(layer.values(), zero) for layer in early), zero)
-        return {**parts, "auxiliary": auxiliary, "loss": sum(parts.values(), zero) + auxiliary}
+    def _boxes(self, objects: Tensor) -> Tensor:
+        """(..., Q, W) to centre, width and height (..., Q, 4) relative to the input."""
+        boxes: Tensor = self.bbox_embed(objects).sigmoid()
+        return boxes
 
-    def _set_loss(
+    def set_loss(
         self, logits: Tensor, boxes: Tensor, target_boxes: list[Tensor], target_class_ids: list[Tensor]
     ) -> dict[str, Tensor]:
-        """The weighted parts of the loss of one decoder layer, (B, Q, C + 1) and (B, Q, 4) against the objects."""
         costs = MatchingCosts(class_weight=CLASS_WEIGHT, l1_weight=L1_WEIGHT, giou_weight=GIOU_WEIGHT)
         wanted = torch.full(logits.shape[:2], self.num_classes, dtype=torch.int64, device=logits.device)
         found_boxes, wanted_boxes = [], []

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, ClassVar, cast
 
 import timm
@@ -20,14 +19,13 @@ from boxwright.core.errors import CheckpointError
 from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
 from boxwright.models.common.attention import MultiHeadAttention
-from boxwright.models.common.boxes import cxcywh_to_xyxy, paired_overlap, xyxy_to_cxcywh
+from boxwright.models.common.boxes import cxcywh_to_xyxy, paired_overlap
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.deformable_attention import DeformableAttention
-from boxwright.models.common.detector import DetectionModel
 from boxwright.models.common.hybrid_encoder import NUM_LEVELS, HybridEncoder
 from boxwright.models.common.registry import ImportedWeights
+from boxwright.models.common.set_detector import LinearLayers, SetConfig, SetDetector
 from boxwright.models.common.set_matching import MatchingCosts, match_sets, matched_box_losses
-from boxwright.models.common.targets import Targets
 from boxwright.models.common.transformers_names import LAYER_RULES, fuse_projections, rename_keys
 
 IMPORTS = "the transformers package's RT-DETR with ResNet-18, -34, -50 and -101"
@@ -46,36 +44,25 @@ _LOGIT_EPSILON = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)
-class RtDetrConfig:
-    """A variant.
+class RtDetrConfig(SetConfig):
+    """A variant; its queries are chosen by the encoder.
 
     Attributes:
-        backbone: name in timm.
         projected_first_stage: whether the first block of the backbone's first stage has a projected shortcut.
-        width: of encoder and decoder.
-        num_heads: of each attention.
-        feed_forward: width between the two layers after an attention.
         encoder_width: of the encoder, where it is not `width`.
         encoder_feed_forward: likewise.
         expansion: width inside the encoder's fusion blocks, as a part of its width.
-        num_decoder_layers: each an attention among the queries and one to the map.
         num_points: that each head samples on each level.
-        num_queries: chosen by the encoder.
-        size_hw: the usual input size.
     """
 
-    backbone: str
-    projected_first_stage: bool = False
-    width: int = 256
-    num_heads: int = 8
     feed_forward: int = 1024
+    num_queries: int = 300
+    size_hw: tuple[int, int] = (640, 640)
+    projected_first_stage: bool = False
     encoder_width: int | None = None
     encoder_feed_forward: int = 1024
     expansion: float = 1.0
-    num_decoder_layers: int = 6
     num_points: int = 4
-    num_queries: int = 300
-    size_hw: tuple[int, int] = (640, 640)
 
 
 VARIANTS: dict[str, RtDetrConfig] = {
@@ -96,20 +83,6 @@ VARIANTS: dict[str, RtDetrConfig] = {
     "rtdetr-r50": RtDetrConfig(backbone="resnet50d"),
     "rtdetr-r101": RtDetrConfig(backbone="resnet101d", encoder_width=384, encoder_feed_forward=2048),
 }
-
-
-class _Layers(nn.Module):
-    """Linear layers with ReLU between them."""
-
-    def __init__(self, *widths: int) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
-
-    def forward(self, features: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            features = functional.relu(layer(features))
-        result: Tensor = self.layers[-1](features)
-        return result
 
 
 class _DecoderLayer(nn.Module):
@@ -143,7 +116,7 @@ class _Decoder(nn.Module):
         super().__init__()
         width, count = config.width, config.num_decoder_layers
         self.layers = nn.ModuleList(_DecoderLayer(config) for _ in range(count))
-        self.query_pos_head = _Layers(4, 2 * width, width)
+        self.query_pos_head = LinearLayers(4, 2 * width, width)
         self.class_embed = nn.ModuleList(_class_layer(width, num_classes) for _ in range(count))
         self.bbox_embed = nn.ModuleList(_box_layers(width) for _ in range(count))
 
@@ -161,7 +134,7 @@ class _Decoder(nn.Module):
         return all_boxes, all_logits
 
 
-class RtDetr(DetectionModel):
+class RtDetr(SetDetector):
     """The detector."""
 
     family: ClassVar[str] = "rtdetr"
@@ -213,18 +186,25 @@ class RtDetr(DetectionModel):
         chosen = [values.gather(1, best.expand(-1, -1, values.shape[2])) for values in (features, boxes, logits)]
         return chosen[0], chosen[1].sigmoid(), chosen[2]
 
-    def loss(self, heads: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        height, width = heads["_size_hw"].tolist()
-        device = heads["class_logits"].device
-        scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=device)
-        boxes = [xyxy_to_cxcywh(given.to(device) / scale) for given in targets.boxes_xyxy]
-        class_ids = [given.to(device) for given in targets.class_ids]
-        parts = _set_loss(heads["class_logits"], heads["box_regression"], boxes, class_ids)
-        zero = heads["class_logits"].new_zeros(())
-        auxiliary = zero
-        for logits, found in zip(heads["_early_logits"], heads["_early_boxes"], strict=True):
-            auxiliary = auxiliary + sum(_set_loss(logits, found, boxes, class_ids).values(), zero)
-        return {**parts, "auxiliary": auxiliary, "loss": sum(parts.values(), zero) + auxiliary}
+    def set_loss(
+        self, logits: Tensor, boxes: Tensor, target_boxes: list[Tensor], target_class_ids: list[Tensor]
+    ) -> dict[str, Tensor]:
+        wanted = torch.zeros_like(logits)
+        found_boxes, wanted_boxes = [], []
+        for row, (objects, class_ids) in enumerate(zip(target_boxes, target_class_ids, strict=True)):
+            queries, matched = match_sets(_focal_costs(logits[row], class_ids), boxes[row], objects, MATCHING)
+            found, objects = boxes[row, queries], objects[matched]
+            overlaps = paired_overlap(cxcywh_to_xyxy(found.detach()), cxcywh_to_xyxy(objects))
+            wanted[row, queries, class_ids[matched]] = overlaps.to(wanted)
+            found_boxes.append(found)
+            wanted_boxes.append(objects)
+        num_objects = max(sum(len(objects) for objects in wanted_boxes), 1)
+        l1, giou = matched_box_losses(torch.cat(found_boxes), torch.cat(wanted_boxes))
+        return {
+            "class": CLASS_WEIGHT * varifocal_loss(logits, wanted) / num_objects,
+            "l1": L1_WEIGHT * l1,
+            "giou": GIOU_WEIGHT * giou,
+        }
 
     def decode_spec(self, size_hw: tuple[int, int]) -> Queries:
         self.check_size(size_hw)
@@ -251,9 +231,9 @@ def _class_layer(width: int, num_classes: int) -> nn.Linear:
     return layer
 
 
-def _box_layers(width: int) -> _Layers:
+def _box_layers(width: int) -> LinearLayers:
     """Three layers that change no box before they are trained."""
-    result = _Layers(width, width, width, 4)
+    result = LinearLayers(width, width, width, 4)
     last = result.layers[-1]
     assert isinstance(last, nn.Linear)
     nn.init.zeros_(last.weight)
@@ -290,28 +270,6 @@ def _starting_boxes(grids_hw: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     places = torch.cat(boxes)[None]  # (1, S, 4)
     is_inside = ((places > _BORDER) & (places < 1 - _BORDER)).all(dim=2, keepdim=True)
     return torch.where(is_inside, (places / (1 - places)).log(), _FAR), is_inside
-
-
-def _set_loss(
-    logits: Tensor, boxes: Tensor, target_boxes: list[Tensor], target_class_ids: list[Tensor]
-) -> dict[str, Tensor]:
-    """The weighted parts of the loss of one layer, (B, Q, C) and (B, Q, 4) against the objects."""
-    wanted = torch.zeros_like(logits)
-    found_boxes, wanted_boxes = [], []
-    for row, (objects, class_ids) in enumerate(zip(target_boxes, target_class_ids, strict=True)):
-        queries, matched = match_sets(_focal_costs(logits[row], class_ids), boxes[row], objects, MATCHING)
-        found, objects = boxes[row, queries], objects[matched]
-        overlaps = paired_overlap(cxcywh_to_xyxy(found.detach()), cxcywh_to_xyxy(objects))
-        wanted[row, queries, class_ids[matched]] = overlaps.to(wanted)
-        found_boxes.append(found)
-        wanted_boxes.append(objects)
-    num_objects = max(sum(len(objects) for objects in wanted_boxes), 1)
-    l1, giou = matched_box_losses(torch.cat(found_boxes), torch.cat(wanted_boxes))
-    return {
-        "class": CLASS_WEIGHT * varifocal_loss(logits, wanted) / num_objects,
-        "l1": L1_WEIGHT * l1,
-        "giou": GIOU_WEIGHT * giou,
-    }
 
 
 def _focal_costs(logits: Tensor, class_ids: Tensor) -> Tensor:
