@@ -27,8 +27,11 @@ from models_for_tests import (
 from tolerances import ENGINE_TENSORS
 
 # Detectors without a network move no tensors but pixels and detections; tests/runtimes/test_opencv.py is theirs.
+# TensorRT's engines are built on the GPU that runs them, in tests/gpu.
 TENSOR_BACKENDS = [
-    name for name in backend_names() if not issubclass(backend_module(name).BACKEND, PixelDetectorBackend)
+    name
+    for name in backend_names()
+    if name != "tensorrt" and not issubclass(backend_module(name).BACKEND, PixelDetectorBackend)
 ]
 FILE_BACKENDS = [name for name in TENSOR_BACKENDS if ".pth" not in backend_module(name).SUFFIXES]
 

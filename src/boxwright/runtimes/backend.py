@@ -2,7 +2,8 @@
 
 A backend moves tensors; it knows no boxes. A file `runtimes/<engine>.py` with `BACKEND`, `SUFFIXES` and `available()`
 is a backend; its file name is its name, and nothing else has to be edited. Importing such a file imports no engine.
-Several engines have files that end in `.xml`; `XML_ROOT` names the first element of an engine's own.
+Several engines have files that end in `.xml`; `XML_ROOT` names the first element of an engine's own. An engine that
+does not run on the CPU names its `DEFAULT_DEVICE`.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ class TensorSpec:
         shape: None where a dimension is open.
         dtype: of its numbers.
         is_optional: whether the model has a value of its own where none is given (inputs alone).
+        largest: sizes that the engine takes at most, where it has open dimensions and bounds them (inputs alone).
     """
 
     shape: tuple[int | None, ...]
     dtype: np.dtype[Any]
     is_optional: bool = False
+    largest: tuple[int, ...] | None = None
 
 
 class Backend(Protocol):
@@ -162,7 +165,7 @@ def open_backend(
     path: str | os.PathLike[str],
     *,
     backend: str | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     precision: str | None = None,
     num_threads: int = 0,
 ) -> Backend:
@@ -171,7 +174,7 @@ def open_backend(
     Args:
         path: of a model file, or of the folder that an OpenVINO export made.
         backend: name of the engine; None lets the file decide.
-        device: as for `Backend.open`.
+        device: as for `Backend.open`; None for the engine's own, which is the CPU for most.
         precision: as for `Backend.open`.
         num_threads: as for `Backend.open`.
 
@@ -185,7 +188,15 @@ def open_backend(
     else:
         module = backend_module(backend)
         _check_suits(module, backend, file)
-    return module.BACKEND.open(file, device=device, precision=precision, num_threads=num_threads)
+    return module.BACKEND.open(
+        file, device=device or default_device(module), precision=precision, num_threads=num_threads
+    )
+
+
+def default_device(module: BackendModule) -> str:
+    """Where an engine runs if nothing else is said: its `DEFAULT_DEVICE`, or the CPU."""
+    device: str = getattr(module, "DEFAULT_DEVICE", "cpu")
+    return device
 
 
 def check_inputs(specs: Mapping[str, TensorSpec], inputs: Mapping[str, NDArray[Any]]) -> None:

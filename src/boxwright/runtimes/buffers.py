@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxwright.core.boxes import FloatArray
 
 # A caller who keeps every batch must not make the pool keep them too.
 _MOST_BUFFERS = 4
+Allocate = Callable[[tuple[int, ...], np.dtype[Any]], NDArray[Any]]
 
 
 class BufferPool:
@@ -19,7 +23,13 @@ class BufferPool:
     So a result of an earlier call is never overwritten while somebody can still look at it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, allocate: Allocate | None = None) -> None:
+        """Start empty.
+
+        Args:
+            allocate: of an engine that has memory which it reads from faster; numpy's where None.
+        """
+        self._allocate: Allocate = allocate or np.empty
         self._buffers: list[FloatArray] = []
         self._lock = threading.Lock()
 
@@ -31,6 +41,6 @@ class BufferPool:
                 # holds its base, so views count.
                 if self._buffers[index].shape == shape and sys.getrefcount(self._buffers[index]) == 2:
                     return self._buffers[index]
-            buffer = np.empty(shape, dtype=np.float32)
+            buffer = self._allocate(shape, np.dtype(np.float32))
             self._buffers = [*self._buffers[-(_MOST_BUFFERS - 1) :], buffer]
             return buffer

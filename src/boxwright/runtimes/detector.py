@@ -19,6 +19,7 @@ from boxwright.core.preprocess import ImageTransform, PreprocessedBatch, check_i
 from boxwright.core.sources import SourceItem, open_source
 from boxwright.runtimes.backend import Backend, open_backend
 from boxwright.runtimes.buffers import BufferPool
+from boxwright.runtimes.engine_sidecar import read_sidecar
 from boxwright.runtimes.image_input import as_bgr_image
 from boxwright.runtimes.model_fit import THRESHOLD_INPUTS, check_fit
 from boxwright.runtimes.postprocess import Postprocessor
@@ -71,7 +72,7 @@ class Detector:
         path: str | os.PathLike[str],
         *,
         backend: str | None = None,
-        device: str = "cpu",
+        device: str | None = None,
         precision: str | None = None,
         num_threads: int = 0,
         conf: float | None = None,
@@ -81,10 +82,11 @@ class Detector:
         """Open a model file.
 
         Args:
-            path: of an ONNX file, an OpenVINO IR or the folder that holds one.
+            path: of an ONNX file, an OpenVINO IR or the folder that holds one, or a TensorRT engine.
             backend: engine to run it, e.g. "onnxruntime" or "openvino"; None chooses an installed one by the file.
-            device: e.g. "cpu".
-            precision: of the arithmetic: "fp32" (also where None), "fp16", "bf16"; "int8" for a calibrated file.
+            device: e.g. "cpu", "cuda" or "cuda:1"; None for the engine's own, the CPU but for TensorRT.
+            precision: of the arithmetic: "fp32" (also where None), "fp16", "bf16"; "int8" for a calibrated file. An
+                engine of TensorRT was built for one, which None takes.
             num_threads: of the CPU; 0 leaves it to the engine.
             conf: score threshold in [0, 1]; None takes the manifest's.
             iou: IoU threshold of the NMS in [0, 1]; None takes the manifest's.
@@ -146,8 +148,10 @@ class Detector:
         self._postprocessor = Postprocessor(
             manifest, score_threshold=self.score_threshold, iou_threshold=self.iou_threshold
         )
-        self._buffers = BufferPool()
+        self._buffers = BufferPool(getattr(backend, "allocate_input", None))
         self._fixed_batch = backend.inputs["images"].shape[0]
+        bounds = backend.inputs["images"].largest
+        self._largest_batch = _MOST_IMAGES_A_BATCH if bounds is None else min(bounds[0], _MOST_IMAGES_A_BATCH)
         self._takes_pixels = manifest.input_kind == "pixels"
 
     @property
@@ -163,7 +167,7 @@ class Detector:
     @property
     def batch_size(self) -> int:
         """How many images `preprocess` takes at once."""
-        return _MOST_IMAGES_A_BATCH if self._fixed_batch is None else self._fixed_batch
+        return self._largest_batch if self._fixed_batch is None else self._fixed_batch
 
     @overload
     def __call__(self, image: list[Any] | tuple[Any, ...]) -> list[Detections]: ...
@@ -308,6 +312,8 @@ def _of_one_size(images: list[NDArray[np.uint8]]) -> list[list[NDArray[np.uint8]
 
 
 def _manifest_of(backend: Backend, source: str) -> Manifest:
+    if backend.manifest_json is None and backend.name == "tensorrt":
+        read_sidecar(source)  # says what is missing
     if backend.manifest_json is None:
         raise ManifestError(
             source,

@@ -12,6 +12,7 @@ from boxwright.core import kernels
 from boxwright.core.boxes import FloatArray
 from boxwright.core.decode import DecodeNmsOutput
 from boxwright.core.detections import Detections
+from boxwright.core.errors import InputError
 from boxwright.core.manifest import Manifest
 from boxwright.core.preprocess import ImageTransform
 
@@ -70,6 +71,10 @@ class Postprocessor:
     def _checked(self, decoded: DecodeNmsOutput, row: int, transform: ImageTransform) -> Detections:
         """The detections that an engine gave, which may be anything."""
         count = int(decoded.num_detections[row, 0])
+        if count < 0:  # how the CUDA kernel says that a threshold is none
+            raise InputError(
+                "thresholds", expected="numbers in [0, 1]", got="others, says the model", fix="pass others"
+            )
         scores = decoded.scores[row, :count]
         # For an engine that cannot take a threshold; where it can, all of them are above already.
         count = int(np.count_nonzero(scores > np.float32(self._score_threshold)))
