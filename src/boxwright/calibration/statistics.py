@@ -75,7 +75,7 @@ def collect_statistics(
     done = 0
     for inputs, count, fold in batches:
         if not sessions:
-            sessions = _open_pieces(model, inputs, tensors, statistics)
+            sessions = open_pieces(model, inputs, tensors, statistics)
         for name in tensors:
             if name in inputs:
                 _observe(statistics, name, inputs[name][:count], tensors[name], fold, done)
@@ -105,7 +105,7 @@ def _observe(statistics: Statistics, name: str, array: np.ndarray, axis: int, fo
     statistics.histograms[name][fold].add(values, most_values=_MOST_VALUES_AN_IMAGE, offset=offset)
 
 
-def _open_pieces(
+def open_pieces(
     model: FloatModel, inputs: Tensors, tensors: Mapping[str, int], statistics: Statistics
 ) -> list[tuple[object, list[str]]]:
     """Sessions that give the tensors, each as many as the memory for activations allows; notes all shapes."""
