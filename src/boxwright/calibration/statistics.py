@@ -90,8 +90,8 @@ def collect_statistics(
     return statistics
 
 
-def _observe(statistics: Statistics, name: str, array: np.ndarray, axis: int, fold: int, offset: int) -> None:
-    values = channels_first(array, axis)
+def check_finite(name: str, values: np.ndarray) -> None:
+    """Raise `InputError` where an activation tensor holds NaN or infinity."""
     if not np.isfinite(values).all():
         raise InputError(
             f"activations {name!r}",
@@ -99,6 +99,11 @@ def _observe(statistics: Statistics, name: str, array: np.ndarray, axis: int, fo
             got="NaN or infinity",
             fix="mend the weights (was the training stable?), or export the model again",
         )
+
+
+def _observe(statistics: Statistics, name: str, array: np.ndarray, axis: int, fold: int, offset: int) -> None:
+    values = channels_first(array, axis)
+    check_finite(name, values)
     if name not in statistics.histograms:
         num_folds = len(statistics.num_images)
         statistics.histograms[name] = [ChannelHistograms(len(values)) for _ in range(num_folds)]
