@@ -240,6 +240,8 @@ def _layer_of(node: ir.Node) -> Layer | None:
         return None
     if ir.convenience.get_const_tensor(activation) is not None:
         return None
+    if node.op_type == "Conv" and _is_one_place(activation):
+        return None
     weight = np.asarray(tensor.numpy(), dtype=np.float32)
     num_groups = 1
     kind: LayerKind = "matmul"
@@ -264,6 +266,16 @@ def _layer_of(node: ir.Node) -> Layer | None:
         weight=np.ascontiguousarray(weight),
         num_groups=num_groups,
     )
+
+
+def _is_one_place(value: ir.Value) -> bool:
+    """Whether a map has a single place, as in squeeze-and-excitation.
+
+    Convolving it is no work worth INT8, and OpenVINO 2026.4 does it wrongly: where the batch is dynamic and 1 image
+    comes, a convolution into such a map with a quantization behind it gives values that are far too small.
+    """
+    shape = value.shape
+    return shape is not None and len(shape) > 2 and all(shape[axis] == 1 for axis in range(2, len(shape)))
 
 
 def _is_plain_gemm(node: ir.Node) -> bool:
