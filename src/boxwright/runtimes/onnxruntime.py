@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU."""
+"""ONNX Runtime on the CPU, and with onnxruntime-gpu on NVIDIA GPUs, by its CUDA or its TensorRT provider."""
 
 from __future__ import annotations
 
@@ -10,10 +10,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from boxwright.core.errors import MissingDependencyError, ModelFileError, UnsupportedError
+from boxwright.core.errors import MissingDependencyError, ModelFileError
 from boxwright.core.manifest import METADATA_KEY
 from boxwright.runtimes.backend import TensorSpec, check_inputs, closed_error, run_failure
 from boxwright.runtimes.model_file import inspect_onnx
+from boxwright.runtimes.onnxruntime_devices import (
+    BoundRuns,
+    ProviderChoice,
+    check_available,
+    check_started,
+    choose_provider,
+)
 from boxwright.runtimes.synchronous import SynchronousBackend
 
 if TYPE_CHECKING:
@@ -39,14 +46,14 @@ def available() -> str | None:
 
 
 class OnnxRuntimeBackend(SynchronousBackend):
-    """An ONNX file in ONNX Runtime's CPU provider; see `boxwright.runtimes.backend.Backend`."""
+    """An ONNX file in ONNX Runtime; see `boxwright.runtimes.backend.Backend`."""
 
     name = "onnxruntime"
-    device = "cpu"
-    precision = "fp32"
 
-    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+    def __init__(self, session: onnxruntime.InferenceSession, choice: ProviderChoice) -> None:
         super().__init__()
+        self.device = choice.device
+        self.precision = choice.precision
         self._session: onnxruntime.InferenceSession | None = session
         required = {entry.name: _spec(entry, is_optional=False) for entry in session.get_inputs()}
         optional = {entry.name: _spec(entry, is_optional=True) for entry in session.get_overridable_initializers()}
@@ -54,6 +61,8 @@ class OnnxRuntimeBackend(SynchronousBackend):
         self.outputs = {entry.name: _spec(entry, is_optional=False) for entry in session.get_outputs()}
         self.manifest_json: str | None = session.get_modelmeta().custom_metadata_map.get(METADATA_KEY)
         self._output_names = list(self.outputs)
+        # The CPU's provider reads the caller's memory; a GPU's inputs have places of their own, which stay.
+        self._bound = BoundRuns(session, "cuda", choice.index, self._output_names) if choice.kind != "cpu" else None
 
     @classmethod
     def open(
@@ -65,17 +74,21 @@ class OnnxRuntimeBackend(SynchronousBackend):
         num_threads: int = 0,
     ) -> OnnxRuntimeBackend:
         """Open an ONNX file; see `Backend.open`."""
-        _check_wishes(str(path), device, precision)
-        inspect_onnx(path)  # refuses what must not reach the engine
+        choice = choose_provider(str(path), device, precision)
+        onnx_file = inspect_onnx(path)  # refuses what must not reach the engine
         try:
             import onnxruntime
         except ImportError as error:
             raise MissingDependencyError("onnxruntime", extra="onnxruntime", needed_for=str(path)) from error
+        check_available(str(path), choice, onnxruntime)
+        if choice.kind != "cpu" and hasattr(onnxruntime, "preload_dlls"):
+            onnxruntime.preload_dlls()  # CUDA's libraries of NVIDIA's Python packages
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = num_threads
         options.log_severity_level = _SEVERITY_FATAL  # what goes wrong is raised, and is printed once, by us
         try:
-            session = onnxruntime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+            providers = choice.providers(onnx_file.metadata.get(METADATA_KEY))
+            session = onnxruntime.InferenceSession(os.fspath(path), options, providers=providers)
         except Exception as error:  # the engine's exceptions have no other base
             raise ModelFileError(
                 str(path),
@@ -83,7 +96,9 @@ class OnnxRuntimeBackend(SynchronousBackend):
                 got=_first_line(error),
                 fix="export it again, or update onnxruntime",
             ) from error
-        return cls(session)
+        check_started(str(path), choice, session.get_providers())
+        session.disable_fallback()  # to another provider, after an error
+        return cls(session, choice)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the model once; see `Backend.run`."""
@@ -91,7 +106,10 @@ class OnnxRuntimeBackend(SynchronousBackend):
             raise closed_error("ONNX Runtime")
         check_inputs(self.inputs, inputs)
         try:
-            arrays = self._session.run(self._output_names, inputs)
+            if self._bound is None:
+                arrays = self._session.run(self._output_names, inputs)
+            else:
+                arrays = self._bound.run(inputs)
         except Exception as error:  # the engine's exceptions have no other base
             raise run_failure("ONNX Runtime", _first_line(error)) from error
         return dict(zip(self._output_names, arrays, strict=True))
@@ -100,23 +118,10 @@ class OnnxRuntimeBackend(SynchronousBackend):
         """Free the session; see `Backend.close`."""
         super().close()
         self._session = None
+        self._bound = None
 
 
 BACKEND = OnnxRuntimeBackend
-
-
-def _check_wishes(path: str, device: str, precision: str | None) -> None:
-    if device != "cpu":
-        raise UnsupportedError(
-            path, expected="the device cpu with ONNX Runtime", got=repr(device), fix="pass cpu, or another backend"
-        )
-    if precision not in (None, "fp32"):
-        raise UnsupportedError(
-            path,
-            expected="the precision fp32 with ONNX Runtime on a CPU",
-            got=repr(precision),
-            fix="leave the precision out, or run the model with openvino",
-        )
 
 
 def _spec(entry: onnxruntime.NodeArg, *, is_optional: bool) -> TensorSpec:
