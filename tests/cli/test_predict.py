@@ -249,7 +249,8 @@ def test_ctrl_c_keeps_what_was_found(run: Run, model: Path, tmp_path: Path, monk
         (["--backend", "darknet"], 2, "one of"),
         (["--precision", "bf16"], 2, "fp32"),
         (["--precision", "int8"], 2, "boxwright calibrate"),
-        (["--device", "cuda"], 2, "cpu"),
+        (["--device", "cuda"], 2, "onnxruntime-gpu"),
+        (["--device", "moon"], 2, "cpu, cuda and tensorrt"),
         (["--conf", "1.5"], 2, "--conf"),
     ],
 )

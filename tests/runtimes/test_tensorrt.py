@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import re
 import sys
 import threading
@@ -11,10 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from boxwright.cli._bench_plan import Matrix, SourceOptions, prepare_candidates
+from boxwright.cli.main import main
 from boxwright.core.errors import BoxwrightError, InputError, ManifestError, UnsupportedError
 from boxwright.runtimes import tensorrt_library
 from boxwright.runtimes.backend import backend_module, open_backend
@@ -334,6 +338,26 @@ def test_an_engine_of_trtexec_has_the_manifest_of_its_onnx_file(play: Any, tmp_p
     write_onnx(model, tmp_path / "m.onnx")
     with Detector(path) as detector:
         assert detector.class_names == ("dark", "bright")
+
+
+def test_predict_takes_engines_as_they_are(play: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = _engine(play(), tmp_path)
+    cv2.imwrite(str(tmp_path / "bright.png"), np.full((48, 80, 3), 200, dtype=np.uint8))
+    assert main(["predict", str(path), str(tmp_path / "bright.png"), "--json"]) == 0
+    document = json.loads(capfd.readouterr().out)
+    assert (document["backend"], document["device"], document["precision"]) == ("tensorrt", "cuda:0", "fp16")
+    assert document["images"][0]["detections"][0]["box_xyxy"] == [0, 0, 40, 24]
+    assert main(["predict", str(path), str(tmp_path / "bright.png"), "--device", "cpu"]) == 2
+    assert "for a TensorRT engine" in capfd.readouterr().err
+
+
+def test_bench_measures_an_engine_as_it_was_built(play: Any, tmp_path: Path) -> None:
+    path = _engine(play(), tmp_path)
+    matrix = Matrix(
+        backends=(), precisions=("fp32", "bf16"), sizes_hw=(), device=None, num_threads=0, calibration_split="train"
+    )
+    (candidate,) = prepare_candidates([path], matrix, SourceOptions(), tmp_path, on_note=lambda _: None)
+    assert (candidate.precision, candidate.device) == ("fp16", "cuda")
 
 
 def test_available(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from boxwright.core.errors import InputError
 from boxwright.core.manifest import METADATA_KEY, Manifest
+from boxwright.runtimes.engine_sidecar import read_sidecar, sidecar_path
 
 # Opens an exported file. A candidate that needs more than that (a checkpoint needs PyTorch) names another opener.
 FILE_OPENER = "boxwright.runtimes.detector:Detector"
@@ -99,7 +100,7 @@ def model_files(path: str | os.PathLike[str]) -> list[Path]:
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest | None:
-    """The manifest inside an ONNX file or OpenVINO model, read without an engine; None where there is none."""
+    """The manifest of an ONNX file, OpenVINO model or TensorRT engine, read without it; None where there is none."""
     file = Path(path)
     if file.is_dir():
         found = sorted(file.glob("*.xml"))
@@ -112,6 +113,8 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest | None:
         elif file.suffix.lower() == ".xml":
             entry = _IR_MANIFEST.search(file.read_text(encoding="utf-8", errors="replace"))
             text = html.unescape(entry[1]) if entry else None
+        elif sidecar_path(file).is_file():  # of a TensorRT engine
+            return read_sidecar(file).manifest
         else:
             text = None
         return None if text is None else Manifest.from_json(text)

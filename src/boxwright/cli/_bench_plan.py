@@ -29,7 +29,7 @@ class Matrix:
         backends: engines; empty where each file decides.
         precisions: of the arithmetic.
         sizes_hw: of the input; empty for each model's own.
-        device: to run on.
+        device: to run on; None for what each engine is for.
         num_threads: of the CPU; 0 leaves it to the engine.
         calibration_split: of the data set, for INT8 files that are to be made.
     """
@@ -37,7 +37,7 @@ class Matrix:
     backends: tuple[str, ...]
     precisions: tuple[str, ...]
     sizes_hw: tuple[tuple[int, int], ...]
-    device: str
+    device: str | None
     num_threads: int
     calibration_split: str = "train"
 
@@ -109,12 +109,14 @@ class _Source:
     def cells(self) -> Iterator[_Cell]:
         """The combinations to measure this model in."""
         from boxwright.bench.candidate import is_quantized
+        from boxwright.runtimes.engine_sidecar import built_precision
 
         is_int8 = not self._is_checkpoint and is_quantized(self._path)
+        only = "int8" if is_int8 else built_precision(self._path)
         default_backends = ("torch",) if is_checkpoint(self._path) else (None,)
         for size_hw in self._matrix.sizes_hw or (None,):
             for backend in self._matrix.backends or default_backends:
-                for precision in ("int8",) if is_int8 else self._matrix.precisions:
+                for precision in (only,) if only else self._matrix.precisions:
                     yield _Cell(backend, precision, size_hw)
 
     def candidate(self, cell: _Cell) -> Candidate:
@@ -143,11 +145,12 @@ class _Source:
     ) -> Candidate:
         """A candidate that shows the path that was given, and the size where there are several."""
         from boxwright.bench.candidate import FILE_OPENER, Candidate
+        from boxwright.runtimes.backend import default_device_for
 
         return Candidate(
             model=model,
             backend=cell.backend,
-            device=self._matrix.device,
+            device=self._matrix.device or default_device_for(model, cell.backend),
             precision=cell.precision,
             num_threads=self._matrix.num_threads,
             opener=opener or FILE_OPENER,

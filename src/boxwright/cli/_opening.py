@@ -54,7 +54,7 @@ def open_detector(
     path: str | os.PathLike[str],
     *,
     backend: str | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     precision: str | None = None,
     num_threads: int = 0,
     conf: float | None = None,
@@ -104,7 +104,7 @@ def open_detector(
 def _open_classical(
     path: str | os.PathLike[str],
     backend: str | None,
-    device: str,
+    device: str | None,
     precision: str | None,
     num_threads: int,
     conf: float | None,
@@ -140,7 +140,7 @@ def _names_of_one(labels: str) -> tuple[str, ...]:
 def _open_checkpoint(
     path: str | os.PathLike[str],
     backend: str | None,
-    device: str,
+    device: str | None,
     precision: str | None,
     num_threads: int,
     conf: float | None,
@@ -173,7 +173,7 @@ def _open_checkpoint(
     )
     manifest = loaded.manifest()
     return Detector.from_backend(
-        TorchBackend.from_module(loaded.module, manifest, device=device), manifest, conf=conf, iou=iou
+        TorchBackend.from_module(loaded.module, manifest, device=device or "cpu"), manifest, conf=conf, iou=iou
     )
 
 
@@ -181,7 +181,7 @@ def open_candidate(
     path: str,
     *,
     backend: str | None,
-    device: str,
+    device: str | None,
     precision: str | None,
     num_threads: int,
     conf: float | None,
@@ -217,7 +217,7 @@ def refuse_candidate(
     path: str,
     *,
     backend: str | None,
-    device: str,
+    device: str | None,
     precision: str | None,
     num_threads: int,
     conf: float | None,

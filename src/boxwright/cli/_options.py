@@ -23,7 +23,10 @@ BatchOption = Annotated[int, typer.Option("--batch", min=1, help="Images in a ba
 ConfOption = Annotated[float, typer.Option("--conf", min=0.0, max=1.0, help="Keep scores above this.")]
 DataOption = Annotated[Path, typer.Option("--data", help=_DATA_HELP)]
 DataIfAnyOption = Annotated[Path | None, typer.Option("--data", help=_DATA_HELP)]
-DeviceOption = Annotated[str, typer.Option("--device", help="Where to run: cpu, cuda, cuda:1 ...")]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", help="Where to run: cpu, cuda, cuda:1, tensorrt ...; by default the engine decides."),
+]
 DynamicOption = Annotated[bool, typer.Option("--dynamic", help="Leave the batch size open.")]
 ImageSizeOption = Annotated[
     str | None, typer.Option("--imgsz", help="Input size in pixels: 416, or height and width as 416x640.")
@@ -40,6 +43,10 @@ OpsetOption = Annotated[
     int | None, typer.Option("--opset", min=17, help="ONNX operator set; 17 if not given, or the oldest that will do.")
 ]
 PrecisionOption = Annotated[Precision, typer.Option("--precision", help="Arithmetic of the engine.")]
+RunPrecisionOption = Annotated[
+    Precision | None,
+    typer.Option("--precision", help="Arithmetic of the engine; fp32 if not given, or what it was built for."),
+]
 PreprocessOption = Annotated[
     str | None, typer.Option("--preprocess", help="Preprocessing of an author's file, by name.")
 ]

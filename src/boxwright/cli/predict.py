@@ -18,8 +18,8 @@ from boxwright.cli._options import (
     JsonOption,
     LabelsOption,
     NumThreadsOption,
-    PrecisionOption,
     PreprocessOption,
+    RunPrecisionOption,
     VariantOption,
     parse_image_size,
 )
@@ -48,8 +48,8 @@ def predict(
         float | None, typer.Option("--iou", min=0.0, max=1.0, help="IoU threshold of the NMS; else the model's own.")
     ] = None,
     backend: BackendOption = None,
-    device: DeviceOption = "cpu",
-    precision: PrecisionOption = "fp32",
+    device: DeviceOption = None,
+    precision: RunPrecisionOption = None,
     num_threads: NumThreadsOption = None,
     variant: VariantOption = None,
     labels: LabelsOption = None,

@@ -199,6 +199,15 @@ def default_device(module: BackendModule) -> str:
     return device
 
 
+def default_device_for(path: str | os.PathLike[str], backend: str | None = None) -> str:
+    """Where a file runs if nothing else is said, told by its suffix alone where no engine is named."""
+    if backend is not None:
+        return default_device(backend_module(backend))
+    suffix = Path(path).suffix.lower()
+    devices = {default_device(module) for module in _backend_modules().values() if suffix in module.SUFFIXES}
+    return devices.pop() if len(devices) == 1 else "cpu"
+
+
 def check_inputs(specs: Mapping[str, TensorSpec], inputs: Mapping[str, NDArray[Any]]) -> None:
     """Raise `InputError` where tensors are missing, surplus, or of other shapes or dtypes than those of the model."""
     if inputs.keys() <= specs.keys() and all(

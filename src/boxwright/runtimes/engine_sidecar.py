@@ -123,6 +123,14 @@ def write_sidecar(engine: str | os.PathLike[str], sidecar: EngineSidecar) -> Non
     write_text(sidecar_path(engine), sidecar.to_json() + "\n")
 
 
+def built_precision(path: str | os.PathLike[str]) -> Precision | None:
+    """What an engine was built for; None for other files, and where its description says nothing."""
+    try:
+        return read_sidecar(path).precision if sidecar_path(path).is_file() else None
+    except ManifestError:  # whoever opens it will say what is wrong with it
+        return None
+
+
 def check_intact(engine: str | os.PathLike[str], content: bytes, sidecar: EngineSidecar) -> None:
     """Raise `ModelFileError` where a file is not the one that its sidecar describes."""
     got = f"{len(content)} bytes with another checksum" if content else "an empty file"
