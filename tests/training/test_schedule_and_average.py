@@ -1,12 +1,16 @@
 """Learning rate, clock and moving average against their definitions."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from boxwright.training.config import TrainConfig
 from boxwright.training.ema import MovingAverage
+from boxwright.training.lightning_module import make_schedule
 from boxwright.training.schedule import CosineSchedule, OneCycleSchedule, RunClock
 
 SCHEDULE = CosineSchedule(peak=0.1, warmup=0.1, final_phase=0.2, final_ratio=0.05)
@@ -63,6 +67,24 @@ def test_one_cycle_is_pytorchs() -> None:
         optimizer.step()
         if step < steps - 1:
             theirs.step()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, 0.003),
+        ({"batch": 64}, 0.006),
+        ({"learning_rate": 0.0004}, 0.0004),
+        ({"optimizer": "sgd", "batch": 64}, 0.01),  # the suggestion is AdamW's
+    ],
+)
+def test_a_model_suggests_the_learning_rate_where_the_run_does_not_say(
+    settings: dict[str, Any], expected: float
+) -> None:
+    config = TrainConfig(data=Path("d"), model="m", out=Path("o"), **settings)
+    assert config.peak_for(0.003) == pytest.approx(expected)
+    assert config.peak_for(None) == config.peak_learning_rate
+    assert make_schedule(config, 0.003).peak == pytest.approx(expected)
 
 
 class Clock:

@@ -18,6 +18,7 @@ from boxwright.core.decode_spec import GridLevel, Peaks
 from boxwright.core.errors import CheckpointError
 from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
+from boxwright.models.common import small_backbone
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.dense_head import flatten_levels
 from boxwright.models.common.detector import DetectionModel
@@ -37,6 +38,8 @@ STRIDE = 4
 SIZE_WEIGHT = 0.1
 # The score of an untrained heat map: a tenth. Source: the authors' code, which says -2.19.
 HEATMAP_BIAS = -2.19
+# The side of an untrained box in cells: 32 pixels, at which COCO's medium objects begin.
+SIZE_BIAS = 8.0
 RESNET_STAGES = (4,)  # stride 32
 PYRAMID_STAGES = (1, 2, 3, 4)  # strides 4 to 32
 DLA_STAGES = (2, 3, 4, 5)  # likewise; timm counts DLA's from stride 1
@@ -53,6 +56,7 @@ class CenterNetConfig:
         neck_channels: after each transposed convolution, or of each aggregated level from the finest.
         head_channels: between a head's two convolutions.
         radius: of the splats.
+        learning_rate: see `DetectionModel.suggested_learning_rate`.
         size_hw: the usual input size.
     """
 
@@ -62,17 +66,19 @@ class CenterNetConfig:
     neck_channels: tuple[int, ...] = (256, 256, 256)
     head_channels: int = 64
     radius: RadiusRule = "public"
+    learning_rate: float | None = None
     size_hw: tuple[int, int] = (512, 512)
 
 
 VARIANTS: dict[str, CenterNetConfig] = {
     # Not the authors': the smallest useful one, for tests and first steps on a CPU.
     "centernet-pico": CenterNetConfig(
-        backbone="mobilenetv3_small_050",
+        backbone=small_backbone.NAME,
         stages=PYRAMID_STAGES,
         neck="aggregation",
         neck_channels=(24, 24, 32),
         head_channels=32,
+        learning_rate=0.003,
         size_hw=(256, 256),
     ),
     "centernet-r18": CenterNetConfig(backbone="resnet18"),
@@ -94,6 +100,7 @@ class CenterNet(DetectionModel):
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
         self.config = VARIANTS[variant]
+        self.suggested_learning_rate = self.config.learning_rate
         backbone: Any = timm.create_model(
             self.config.backbone, features_only=True, out_indices=self.config.stages, pretrained=False
         )
@@ -106,8 +113,8 @@ class CenterNet(DetectionModel):
             self.neck = AggregationNeck(widths, self.config.neck_channels)
         self.heatmap, self.offset, self.size = self._head(num_classes), self._head(2), self._head(2)
         _start_at(self.heatmap[-1], bias=HEATMAP_BIAS)
-        for head in (self.offset, self.size):
-            _start_at(head[-1], bias=0.0, deviation=0.001)
+        _start_at(self.offset[-1], bias=0.5, deviation=0.001)  # the middle of the cell
+        _start_at(self.size[-1], bias=SIZE_BIAS, deviation=0.001)
 
     def _head(self, outputs: int) -> nn.Sequential:
         return nn.Sequential(

@@ -9,6 +9,7 @@ Source: Redmon et al., You Only Look Once, CVPR 2016.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from boxwright.core.decode_spec import Grid, GridLevel, NmsSpec
 from boxwright.core.errors import CheckpointError
 from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
+from boxwright.models.common import small_backbone
 from boxwright.models.common.boxes import cxcywh_to_xyxy, pairwise_iou
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.detector import DetectionModel
@@ -30,10 +32,12 @@ from boxwright.models.common.targets import Targets
 IMPORTS = "nothing but checkpoints of boxwright train"
 BOX_NUMBERS = 5  # x, y, root of w, root of h and the objectness
 BOX_WEIGHT, NO_OBJECT_WEIGHT = 5.0, 0.5
-LEAKY_SLOPE, DROPOUT = 0.1, 0.5
+LEAKY_SLOPE = 0.1
 # A box that an untrained head predicts: in the middle of its cell, a quarter of the image wide and high.
 _FIRST_OFFSET, _FIRST_ROOT = 0.5, 0.5
-_PRIOR_PROBABILITY = 0.01
+# Lower, the squared error of a sigmoid would hardly have a gradient.
+_PRIOR_PROBABILITY = 0.1
+_PRIOR_LOGIT = math.log(_PRIOR_PROBABILITY / (1 - _PRIOR_PROBABILITY))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,8 @@ class Yolov1Config:
         channels: of the head's convolutions.
         depth: of these convolutions.
         boxes_per_cell: B.
+        dropout: before the last convolution.
+        learning_rate: see `DetectionModel.suggested_learning_rate`.
         size_hw: the usual input size.
     """
 
@@ -56,13 +62,22 @@ class Yolov1Config:
     channels: int
     depth: int = 4
     boxes_per_cell: int = 2
+    dropout: float = 0.5
+    learning_rate: float | None = None
     size_hw: tuple[int, int] = (448, 448)
 
 
 VARIANTS: dict[str, Yolov1Config] = {
     # Not the authors': a finer grid for small inputs, for tests and first steps on a CPU.
     "yolov1-pico": Yolov1Config(
-        backbone="mobilenetv3_small_050", backbone_stride=16, stride=16, channels=128, depth=2, size_hw=(112, 112)
+        backbone=small_backbone.NAME,
+        backbone_stride=16,
+        stride=16,
+        channels=128,
+        depth=2,
+        dropout=0.0,
+        learning_rate=0.003,
+        size_hw=(112, 112),
     ),
     # The paper's 7 x 7 cells of 64 pixels at 448 x 448.
     "yolov1-r18": Yolov1Config(backbone="resnet18", backbone_stride=32, stride=64, channels=512),
@@ -83,17 +98,19 @@ class _Head(nn.Sequential):
             stride = config.stride // config.backbone_stride if index == 1 else 1
             width = in_channels if index == 0 else config.channels
             layers.append(ConvBnAct(width, config.channels, 3, stride=stride, activation=_leaky()))
-        super().__init__(*layers, nn.Dropout2d(DROPOUT), nn.Conv2d(config.channels, num_outputs, 1))
+        super().__init__(*layers, nn.Dropout2d(config.dropout), nn.Conv2d(config.channels, num_outputs, 1))
 
 
 class Yolov1(DetectionModel):
     """The detector."""
 
     family: ClassVar[str] = "yolov1"
+    suggested_augmentation: ClassVar[Mapping[str, float]] = {"mosaic": 0.0, "mixup": 0.0}
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
         self.config = VARIANTS[variant]
+        self.suggested_learning_rate = self.config.learning_rate
         index = int(math.log2(self.config.backbone_stride)) - 1
         backbone: Any = timm.create_model(
             self.config.backbone, features_only=True, out_indices=(index,), pretrained=False
@@ -104,7 +121,7 @@ class Yolov1(DetectionModel):
         prediction = self.head[-1]
         assert isinstance(prediction, nn.Conv2d) and prediction.bias is not None
         with torch.no_grad():
-            first = [_FIRST_OFFSET, _FIRST_OFFSET, _FIRST_ROOT, _FIRST_ROOT, math.log(_PRIOR_PROBABILITY)]
+            first = [_FIRST_OFFSET, _FIRST_OFFSET, _FIRST_ROOT, _FIRST_ROOT, _PRIOR_LOGIT]
             boxes = torch.tensor(first * self.config.boxes_per_cell)
             prediction.bias.copy_(torch.cat([boxes, torch.zeros(num_classes)]))
 

@@ -57,17 +57,19 @@ class Yolov5Config:
     Attributes:
         depth: multiplies the number of blocks in a stage.
         width: multiplies the number of channels.
+        learning_rate: see `DetectionModel.suggested_learning_rate`.
         size_hw: the usual input size.
     """
 
     depth: float
     width: float
+    learning_rate: float | None = None
     size_hw: tuple[int, int] = (640, 640)
 
 
 VARIANTS: dict[str, Yolov5Config] = {
     # Not the authors': the smallest useful one, for tests and first steps on a CPU.
-    "yolov5-pico": Yolov5Config(depth=0.33, width=0.125, size_hw=(160, 160)),
+    "yolov5-pico": Yolov5Config(depth=0.33, width=0.125, learning_rate=0.003, size_hw=(160, 160)),
     "yolov5n": Yolov5Config(depth=0.33, width=0.25),
     "yolov5s": Yolov5Config(depth=0.33, width=0.50),
     "yolov5m": Yolov5Config(depth=0.67, width=0.75),
@@ -166,6 +168,7 @@ class Yolov5(DetectionModel):
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
         config = VARIANTS[variant]
+        self.suggested_learning_rate = config.learning_rate
         channels = tuple(int(width * config.width) for width in (256, 512, 1024))
         self.backbone = _Backbone(config)
         self.neck = PathAggregation(channels, num_blocks=max(round(3 * config.depth), 1), make_conv=make_conv_factory())

@@ -83,7 +83,7 @@ class RunKeeper(lightning.Callback):
             return
         loss = float(outputs["loss"])
         if not math.isfinite(loss):
-            _raise_diverged(training.epoch, training.config)
+            _raise_diverged(training.epoch, training.schedule.peak)
         clock, steps = training.clock, training.steps_done
         self.display.step(training.epoch + 1, clock.progress(steps), loss, clock.remaining(steps))
 
@@ -152,8 +152,8 @@ def _training(module: lightning.LightningModule) -> TrainingModule:
     return module
 
 
-def _raise_diverged(epoch: int, config: TrainConfig) -> None:
+def _raise_diverged(epoch: int, peak_learning_rate: float) -> None:
     raise AnswerIsNoError(
         f"training diverged: expected a finite loss, got one that is not in epoch {epoch + 1}; pass a --lr below "
-        f"{config.peak_learning_rate:.1e} (last.pt holds the epoch before)"
+        f"{peak_learning_rate:.1e} (last.pt holds the epoch before)"
     )

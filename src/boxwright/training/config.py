@@ -19,6 +19,7 @@ AnchorSource = Literal["family", "kmeans", "auto"]
 # One-cycle: a third of the run up, and down to nothing. Source: Smith and Topin, Super-Convergence, 2018, sec. 3.
 USUAL_WARMUP: dict[str, float] = {"cosine": 0.05, "one-cycle": 0.3}
 USUAL_FINAL_LR_RATIO: dict[str, float] = {"cosine": 0.05, "one-cycle": 1e-4}
+USUAL_ADAMW_LEARNING_RATE = 1e-3  # for 16 images a step
 PrecisionName = Literal["auto", "fp32", "fp16", "bf16"]
 # What a family that suggests nothing is trained with.
 USUAL_PROBABILITIES: dict[str, float] = {"mosaic": 0.5, "mixup": 0.1, "ssd_crop": 0.0}
@@ -220,7 +221,17 @@ class TrainConfig:
             return self.learning_rate
         if self.optimizer == "sgd":
             return 0.01 * self.batch / 64
-        return 1e-3 * math.sqrt(self.batch / 16)
+        return USUAL_ADAMW_LEARNING_RATE * math.sqrt(self.batch / 16)
+
+    def peak_for(self, suggested: float | None) -> float:
+        """`peak_learning_rate` of a model that may suggest another one.
+
+        Args:
+            suggested: for AdamW with 16 images a step; used where the run has not said.
+        """
+        is_open = self.learning_rate is None and self.optimizer == "adamw"
+        factor = suggested / USUAL_ADAMW_LEARNING_RATE if is_open and suggested is not None else 1.0
+        return self.peak_learning_rate * factor
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings that a resumed run must share with the one that it goes on with."""

@@ -199,8 +199,12 @@ def evolve(
     if run_training is None:
         _check_measurable(config)
     with torch.device("meta"):
-        suggested = build_model(config.model, num_classes=1).suggested_augmentation
-    config = dataclasses.replace(config, augmentation=config.augmentation.resolved(suggested))
+        model = build_model(config.model, num_classes=1)
+    config = dataclasses.replace(
+        config,
+        augmentation=config.augmentation.resolved(model.suggested_augmentation),
+        learning_rate=config.peak_for(model.suggested_learning_rate),
+    )
     study = _open_study(config, weights)
     for trial in study.get_trials(states=(TrialState.RUNNING,)):  # of a process that was killed
         study.tell(trial.number, state=TrialState.FAIL)

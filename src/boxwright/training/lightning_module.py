@@ -56,7 +56,7 @@ class TrainingModule(lightning.LightningModule):
         self.options = options
         self.steps_per_epoch = steps_per_epoch
         self.start_epoch = start_epoch
-        self.schedule = make_schedule(config)
+        self.schedule = make_schedule(config, module.suggested_learning_rate)
         self._rate_factors: list[float] = []
         self.average: MovingAverage | None = None
         self.unreadable: dict[str, None] = {}
@@ -150,12 +150,18 @@ class TrainingModule(lightning.LightningModule):
         return self.trainer.optimizers[0]
 
 
-def make_schedule(config: TrainConfig) -> Schedule:
-    """The schedule that a run asks for."""
+def make_schedule(config: TrainConfig, suggested_learning_rate: float | None = None) -> Schedule:
+    """The schedule that a run asks for.
+
+    Args:
+        config: of the run.
+        suggested_learning_rate: the model's, for AdamW with 16 images a step, where the run does not say.
+    """
+    peak = config.peak_for(suggested_learning_rate)
     if config.schedule == "one-cycle":
-        return OneCycleSchedule(peak=config.peak_learning_rate, warmup=config.rise, final_ratio=config.lowest_lr_ratio)
+        return OneCycleSchedule(peak=peak, warmup=config.rise, final_ratio=config.lowest_lr_ratio)
     return CosineSchedule(
-        peak=config.peak_learning_rate,
+        peak=peak,
         warmup=config.rise,
         final_phase=config.final_phase,
         final_ratio=config.lowest_lr_ratio,

@@ -16,6 +16,10 @@ ONE_CYCLE_MOMENTUM = (0.85, 0.95)
 class Schedule(Protocol):
     """Learning rate and momentum over a run."""
 
+    @property
+    def peak(self) -> float:
+        """The highest learning rate."""
+
     def at(self, progress: float) -> float:
         """The learning rate at a part in [0, 1] of the run."""
 

@@ -25,6 +25,8 @@ class DetectionModel(nn.Module, ABC):
         size_divisor: the sides of the network's input are multiples of this many pixels.
         nms_iou_threshold: overlap that its NMS suppresses at unless the user says otherwise.
         suggested_augmentation: fields of `training.Augmentation` that the family is trained with by its authors.
+        suggested_learning_rate: highest one for AdamW with 16 images a step; None for the usual one. Networks of a
+            few hundred thousand weights bear more, and without it they hardly move in the short runs they are for.
         learns_class_only: whether images of which the class alone is known may teach it.
         supported_loss_options: names of the `LossOptions` that the family's loss heeds.
         loss_options: what a run has changed in the loss.
@@ -34,6 +36,7 @@ class DetectionModel(nn.Module, ABC):
     size_divisor: ClassVar[int] = 32
     nms_iou_threshold: ClassVar[float] = 0.7
     suggested_augmentation: ClassVar[Mapping[str, float]] = {}
+    suggested_learning_rate: float | None = None
     learns_class_only: ClassVar[bool] = False
     supported_loss_options: ClassVar[frozenset[str]] = frozenset()
 
