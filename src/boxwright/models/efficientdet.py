@@ -21,6 +21,7 @@ from boxwright.core.decode_spec import AnchorDeltas, AnchorLevel, NmsSpec
 from boxwright.core.errors import CheckpointError
 from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
+from boxwright.models.common import small_backbone
 from boxwright.models.common.anchor_assignment import assign_by_iou
 from boxwright.models.common.anchor_deltas import encode_deltas
 from boxwright.models.common.bifpn import BN_EPS, NUM_LEVELS, BiFpn, Fusion, LevelNorm, Padding, SeparableConv
@@ -59,6 +60,7 @@ class EfficientDetConfig:
         anchor_scale: the smallest anchor's side in strides.
         drop_path_rate: of the backbone in training.
         bn_momentum: of the BiFPN and the heads.
+        learning_rate: see `DetectionModel.suggested_learning_rate`.
         size_hw: the usual input size.
     """
 
@@ -72,6 +74,7 @@ class EfficientDetConfig:
     anchor_scale: float = 4.0
     drop_path_rate: float = 0.2
     bn_momentum: float = 0.01
+    learning_rate: float | None = None
     size_hw: tuple[int, int] = (512, 512)
 
 
@@ -107,15 +110,16 @@ def _scaled(phi: int, *, tensorflow: bool) -> EfficientDetConfig:
 
 
 VARIANTS: dict[str, EfficientDetConfig] = {
-    # Not the authors': the smallest useful one, for tests and first steps on a CPU, on a backbone of the same blocks.
+    # Not the authors': the smallest useful one, for tests and first steps on a CPU.
     "efficientdet-pico": EfficientDetConfig(
-        backbone="mobilenetv3_small_050",
+        backbone=small_backbone.NAME,
         channels=40,
         num_cells=2,
         head_depth=2,
         anchor_scale=3.0,
         drop_path_rate=0.0,
         bn_momentum=0.1,
+        learning_rate=0.004,
         size_hw=(256, 256),
     ),
     **{f"efficientdet-d{phi}": _scaled(phi, tensorflow=False) for phi in range(len(_SCALING))},
@@ -160,6 +164,7 @@ class EfficientDet(DetectionModel):
     """The detector; raw heads are logits and deltas of nine anchors a cell on P3 to P7."""
 
     family: ClassVar[str] = "efficientdet"
+    largest_stride: ClassVar[int] = 128
     nms_iou_threshold: ClassVar[float] = 0.5
     suggested_augmentation: ClassVar[Mapping[str, float]] = {"mosaic": 0.0, "mixup": 0.0}
     supported_loss_options: ClassVar[frozenset[str]] = frozenset({"label_smoothing"})
@@ -167,6 +172,7 @@ class EfficientDet(DetectionModel):
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
         self.config = config = VARIANTS[variant]
+        self.suggested_learning_rate = config.learning_rate
         backbone: Any = timm.create_model(
             config.backbone,
             features_only=True,

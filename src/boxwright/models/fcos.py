@@ -6,6 +6,7 @@ sampling, centerness beside the boxes, GIoU, strides as units) as torchvision ha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,11 +19,12 @@ from boxwright.core.decode_spec import Distances, GridLevel, NmsSpec
 from boxwright.core.errors import CheckpointError
 from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
+from boxwright.models.common import small_backbone
 from boxwright.models.common.boxes import OverlapKind
 from boxwright.models.common.center_sampling import assign_by_center, centerness, side_distances
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.class_targets import sigmoid_class_targets
-from boxwright.models.common.dense_head import conv_tower, flatten_levels, prediction_layer
+from boxwright.models.common.dense_head import TOWER_DEPTH, conv_tower, flatten_levels, prediction_layer
 from boxwright.models.common.detector import DetectionModel
 from boxwright.models.common.feature_pyramid import (
     PYRAMID_CHANNELS,
@@ -49,26 +51,32 @@ class FcosConfig:
     Attributes:
         backbone: name in timm.
         channels: of the pyramid and the head.
+        head_depth: convolutions of a head before the last.
+        learning_rate: see `DetectionModel.suggested_learning_rate`.
         size_hw: the usual input size.
     """
 
     backbone: str
     channels: int = PYRAMID_CHANNELS
+    head_depth: int = TOWER_DEPTH
+    learning_rate: float | None = None
     size_hw: tuple[int, int] = (512, 512)
 
 
 VARIANTS: dict[str, FcosConfig] = {
     # Not the authors': the smallest useful one, for tests and first steps on a CPU.
-    "fcos-pico": FcosConfig(backbone="mobilenetv3_small_050", channels=64, size_hw=(256, 256)),
+    "fcos-pico": FcosConfig(
+        backbone=small_backbone.NAME, channels=48, head_depth=2, learning_rate=0.003, size_hw=(256, 256)
+    ),
     "fcos-r18": FcosConfig(backbone="resnet18"),
     "fcos-r50": FcosConfig(backbone="resnet50", size_hw=(800, 800)),
 }
 
 
 class _ClassHead(nn.Module):
-    def __init__(self, channels: int, num_classes: int) -> None:
+    def __init__(self, channels: int, num_classes: int, depth: int) -> None:
         super().__init__()
-        self.conv = conv_tower(channels, normalised=True, nested=False)
+        self.conv = conv_tower(channels, normalised=True, nested=False, depth=depth)
         self.cls_logits = prediction_layer(channels, num_classes, is_class_layer=True)
 
     def forward(self, level: Tensor) -> Tensor:
@@ -79,9 +87,9 @@ class _ClassHead(nn.Module):
 class _BoxHead(nn.Module):
     """Distances in strides, and the centerness beside them."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, depth: int) -> None:
         super().__init__()
-        self.conv = conv_tower(channels, normalised=True, nested=False)
+        self.conv = conv_tower(channels, normalised=True, nested=False, depth=depth)
         self.bbox_reg = prediction_layer(channels, 4)
         self.bbox_ctrness = prediction_layer(channels, 1)
         # At 0 half of the rectified distances would be silent, and learn nothing.
@@ -97,17 +105,20 @@ class Fcos(DetectionModel):
     """The detector; its keys are those of torchvision's."""
 
     family: ClassVar[str] = "fcos"
+    largest_stride: ClassVar[int] = 128
     nms_iou_threshold: ClassVar[float] = 0.6
+    suggested_augmentation: ClassVar[Mapping[str, float]] = {"mosaic": 0.0, "mixup": 0.0}
     supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss", "label_smoothing"})
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
         config = VARIANTS[variant]
+        self.suggested_learning_rate = config.learning_rate
         self.backbone = PyramidBackbone(config.backbone, p6_from="p5", channels=config.channels)
         self.head = nn.ModuleDict(
             {
-                "classification_head": _ClassHead(config.channels, num_classes),
-                "regression_head": _BoxHead(config.channels),
+                "classification_head": _ClassHead(config.channels, num_classes, config.head_depth),
+                "regression_head": _BoxHead(config.channels, config.head_depth),
             }
         )
 

@@ -7,6 +7,7 @@ normalisation after torchvision's weights of that name, its assignment after Zha
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -19,12 +20,13 @@ from boxwright.core.decode_spec import AnchorDeltas, AnchorLevel, NmsSpec
 from boxwright.core.errors import CheckpointError
 from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
+from boxwright.models.common import small_backbone
 from boxwright.models.common.anchor_assignment import IGNORED, assign_atss, assign_by_iou
 from boxwright.models.common.anchor_deltas import DELTA_CLIP, decode_deltas, encode_deltas
 from boxwright.models.common.boxes import OverlapKind
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.class_targets import sigmoid_class_targets
-from boxwright.models.common.dense_head import conv_tower, flatten_levels, prediction_layer
+from boxwright.models.common.dense_head import TOWER_DEPTH, conv_tower, flatten_levels, prediction_layer
 from boxwright.models.common.detector import DetectionModel
 from boxwright.models.common.feature_pyramid import (
     PYRAMID_CHANNELS,
@@ -42,6 +44,7 @@ OCTAVE_SCALES = (1.0, 2 ** (1 / 3), 2 ** (2 / 3))
 ASPECT_RATIOS = (0.5, 1.0, 2.0)  # height over width
 ANCHORS_PER_CELL = len(OCTAVE_SCALES) * len(ASPECT_RATIOS)
 FOREGROUND_IOU, BACKGROUND_IOU = 0.5, 0.4
+ATSS_CANDIDATES_PER_LEVEL = 9
 FOCAL_ALPHA, FOCAL_GAMMA = 0.25, 2.0
 SMOOTH_L1_BETA = 1.0 / 9
 
@@ -56,12 +59,18 @@ class RetinaNetConfig:
         normalised_head: whether the head has group normalisation.
         assigner: by fixed overlaps or ATSS.
         box_loss: on the deltas (smooth L1), or by an overlap of the boxes.
+        anchor_sides: of the smallest anchor of each level, in pixels.
         channels: of the pyramid and the head.
+        head_depth: convolutions of a head before the last.
+        learning_rate: see `DetectionModel.suggested_learning_rate`.
         size_hw: the usual input size.
     """
 
     backbone: str
+    anchor_sides: tuple[int, ...] = ANCHOR_SIDES
     channels: int = PYRAMID_CHANNELS
+    head_depth: int = TOWER_DEPTH
+    learning_rate: float | None = None
     p6_from: Literal["p5", "c5"] = "p5"
     normalised_head: bool = False
     assigner: Literal["iou", "atss"] = "iou"
@@ -72,12 +81,15 @@ class RetinaNetConfig:
 VARIANTS: dict[str, RetinaNetConfig] = {
     # Not the authors': the smallest useful one, for tests and first steps on a CPU.
     "retinanet-pico": RetinaNetConfig(
-        backbone="mobilenetv3_small_050",
+        backbone=small_backbone.NAME,
         p6_from="c5",
         normalised_head=True,
         assigner="atss",
         box_loss="giou",
-        channels=64,
+        anchor_sides=tuple(side // 2 for side in ANCHOR_SIDES),
+        channels=48,
+        head_depth=2,
+        learning_rate=0.003,
         size_hw=(256, 256),
     ),
     "retinanet-r18": RetinaNetConfig(backbone="resnet18"),
@@ -97,9 +109,9 @@ VARIANTS: dict[str, RetinaNetConfig] = {
 
 
 class _ClassHead(nn.Module):
-    def __init__(self, channels: int, num_classes: int, normalised: bool) -> None:
+    def __init__(self, channels: int, num_classes: int, depth: int, normalised: bool) -> None:
         super().__init__()
-        self.conv = conv_tower(channels, normalised=normalised, nested=True)
+        self.conv = conv_tower(channels, normalised=normalised, nested=True, depth=depth)
         self.cls_logits = prediction_layer(channels, ANCHORS_PER_CELL * num_classes, is_class_layer=True)
 
     def forward(self, level: Tensor) -> Tensor:
@@ -108,9 +120,9 @@ class _ClassHead(nn.Module):
 
 
 class _BoxHead(nn.Module):
-    def __init__(self, channels: int, normalised: bool) -> None:
+    def __init__(self, channels: int, depth: int, normalised: bool) -> None:
         super().__init__()
-        self.conv = conv_tower(channels, normalised=normalised, nested=True)
+        self.conv = conv_tower(channels, normalised=normalised, nested=True, depth=depth)
         self.bbox_reg = prediction_layer(channels, ANCHORS_PER_CELL * 4)
 
     def forward(self, level: Tensor) -> Tensor:
@@ -122,18 +134,22 @@ class RetinaNet(DetectionModel):
     """The detector; its keys are those of torchvision's."""
 
     family: ClassVar[str] = "retinanet"
+    largest_stride: ClassVar[int] = 128
+    suggested_augmentation: ClassVar[Mapping[str, float]] = {"mosaic": 0.0, "mixup": 0.0}
     supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss", "label_smoothing"})
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
         self.config = VARIANTS[variant]
+        self.suggested_learning_rate = self.config.learning_rate
         self.backbone = PyramidBackbone(
             self.config.backbone, p6_from=self.config.p6_from, channels=self.config.channels
         )
+        channels, depth, normalised = self.config.channels, self.config.head_depth, self.config.normalised_head
         self.head = nn.ModuleDict(
             {
-                "classification_head": _ClassHead(self.config.channels, num_classes, self.config.normalised_head),
-                "regression_head": _BoxHead(self.config.channels, self.config.normalised_head),
+                "classification_head": _ClassHead(channels, num_classes, depth, normalised),
+                "regression_head": _BoxHead(channels, depth, normalised),
             }
         )
 
@@ -179,7 +195,10 @@ class RetinaNet(DetectionModel):
 
     def _assign(self, anchors: Tensor, level_sizes: tuple[int, ...], boxes: Tensor) -> Tensor:
         if self.config.assigner == "atss":
-            return assign_atss(anchors, level_sizes, boxes)
+            # The nearest places with all their anchors, as in the authors' code: 9 anchors are a single place.
+            return assign_atss(
+                anchors, level_sizes, boxes, candidates_per_level=ATSS_CANDIDATES_PER_LEVEL * ANCHORS_PER_CELL
+            )
         return assign_by_iou(anchors, boxes, foreground_iou=FOREGROUND_IOU, background_iou=BACKGROUND_IOU)
 
     def _box_loss(self, deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
@@ -192,7 +211,7 @@ class RetinaNet(DetectionModel):
         self.check_size(size_hw)
         return AnchorDeltas(
             num_classes=self.num_classes,
-            levels=anchor_levels(size_hw),
+            levels=anchor_levels(size_hw, self.config.anchor_sides),
             delta_clip=DELTA_CLIP,
             multi_label=True,
             clip_to_image=True,
@@ -203,10 +222,10 @@ class RetinaNet(DetectionModel):
         return preset("imagenet-letterbox", size_hw)
 
 
-def anchor_levels(size_hw: tuple[int, int]) -> tuple[AnchorLevel, ...]:
+def anchor_levels(size_hw: tuple[int, int], sides: Sequence[int] = ANCHOR_SIDES) -> tuple[AnchorLevel, ...]:
     """The nine anchors of every cell of P3 to P7, their corners rounded to whole pixels as torchvision does."""
     levels = []
-    for side, grid_hw, step_hw in zip(ANCHOR_SIDES, pyramid_grids_hw(size_hw), pyramid_steps_hw(size_hw), strict=True):
+    for side, grid_hw, step_hw in zip(sides, pyramid_grids_hw(size_hw), pyramid_steps_hw(size_hw), strict=True):
         cells = []
         for ratio in ASPECT_RATIOS:
             for scale in OCTAVE_SCALES:

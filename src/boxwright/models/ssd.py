@@ -20,6 +20,7 @@ from boxwright.core.decode_spec import AnchorDeltas, AnchorLevel, NmsSpec
 from boxwright.core.errors import CheckpointError, InputError
 from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
+from boxwright.models.common import small_backbone
 from boxwright.models.common.anchor_assignment import assign_one_each
 from boxwright.models.common.anchor_deltas import DELTA_CLIP, decode_deltas, encode_deltas
 from boxwright.models.common.checkpoint import StateDict
@@ -64,6 +65,7 @@ class SsdConfig:
         nms_iou_threshold: that the authors use.
         depthwise_head: whether the head's convolutions are split, as SSDLite's are.
         size_divisor: the sides of the input are multiples of this many pixels.
+        learning_rate: see `DetectionModel.suggested_learning_rate`.
         size_hw: the usual input size.
     """
 
@@ -77,12 +79,12 @@ class SsdConfig:
     nms_iou_threshold: float
     depthwise_head: bool = False
     size_divisor: int = 1
+    learning_rate: float | None = None
     size_hw: tuple[int, int]
 
 
 def _pico_backbone() -> LevelBackbone:
-    options = {"channels": (24, 48, 96, 192), "stem_width": 16}
-    return TimmBackbone("resnet10t", options, extra_widths=(96, 96))
+    return TimmBackbone(small_backbone.NAME, {}, extra_widths=(96, 96))
 
 
 VARIANTS: dict[str, SsdConfig] = {
@@ -97,6 +99,7 @@ VARIANTS: dict[str, SsdConfig] = {
         max_detections=200,
         nms_iou_threshold=0.45,
         size_divisor=32,
+        learning_rate=0.003,
         size_hw=(160, 160),
     ),
     "ssdlite320-mobilenetv3": SsdConfig(
@@ -167,6 +170,7 @@ class Ssd(DetectionModel):
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
         self.config = VARIANTS[variant]
+        self.suggested_learning_rate = self.config.learning_rate
         self.backbone = self.config.backbone()
         per_cell = [num_boxes_per_cell(ratios) for ratios in self.config.aspect_ratios]
         num_logits = num_classes + 1

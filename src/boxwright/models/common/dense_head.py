@@ -9,25 +9,28 @@ from torch import Tensor, nn
 
 TOWER_DEPTH = 4
 NORM_GROUPS = 32
+_FEWEST_OF_GROUP = 8  # channels; 32 groups of 256 channels, as published, have as many
 # The score that an untrained head gives to everything. Source: Lin et al., Focal Loss, ICCV 2017, sec. 3.3.
 PRIOR_PROBABILITY = 0.01
 
 
-def conv_tower(channels: int, *, normalised: bool, nested: bool) -> nn.Sequential:
-    """Four 3x3 convolutions with ReLU.
+def conv_tower(channels: int, *, normalised: bool, nested: bool, depth: int = TOWER_DEPTH) -> nn.Sequential:
+    """3x3 convolutions with ReLU.
 
     Args:
         channels: in and out.
         normalised: whether group normalisation follows each convolution, which then has no bias of its own.
         nested: whether each step is a Sequential of its own; torchvision's key names have both forms.
+        depth: how many convolutions.
     """
     steps: list[list[nn.Module]] = []
-    for _ in range(TOWER_DEPTH):
+    num_groups = min(NORM_GROUPS, max(1, channels // _FEWEST_OF_GROUP))
+    for _ in range(depth):
         convolution = nn.Conv2d(channels, channels, 3, padding=1, bias=not (normalised and nested))
         nn.init.normal_(convolution.weight, std=0.01)
         if convolution.bias is not None:
             nn.init.zeros_(convolution.bias)
-        norm: list[nn.Module] = [nn.GroupNorm(NORM_GROUPS, channels)] if normalised else []
+        norm: list[nn.Module] = [nn.GroupNorm(num_groups, channels)] if normalised else []
         steps.append([convolution, *norm, nn.ReLU(inplace=True)])
     if nested:
         return nn.Sequential(*(nn.Sequential(*step) for step in steps))
