@@ -85,6 +85,7 @@ def test_attributes_that_mean_nothing(changes: dict[str, Any], message: str) -> 
         ({"conf": float("nan")}, "--conf"),
         ({"max_det": 0}, "--max-det: expected a number from 1 to 100000, got 0"),
         ({"max_det": 2**31}, "--max-det: expected a number from 1 to 100000, got 2147483648"),
+        ({"max_candidates": 0}, "--max-candidates: expected at least 1, got 0"),
         ({"batch": 0}, "--batch: expected at least 1"),
         ({"nms": "soft"}, "--nms: expected graph, plugin or none"),
         ({"opset": 16}, "--opset: expected at least 17"),

@@ -51,10 +51,11 @@ def test_the_form_of_nms_can_be_changed_and_changed_back(finished: Path, tmp_pat
 
 
 def test_thresholds_and_limits_can_be_changed(finished: Path, tmp_path: Path) -> None:
-    options = ExportOptions(conf=0.4, iou=0.3, max_det=7, agnostic_nms=True)
+    options = ExportOptions(conf=0.4, iou=0.3, max_det=7, max_candidates=50, agnostic_nms=True)
     manifest = export(finished, tmp_path / "changed.onnx", options=options).manifest
     assert (manifest.score_threshold, manifest.iou_threshold, manifest.decode.max_detections) == (0.4, 0.3, 7)
     assert manifest.decode.nms is not None and manifest.decode.nms.class_agnostic
+    assert manifest.decode.nms.pre_nms_top_k == 50
     defaults = {
         tensor.name: onnx.numpy_helper.to_array(tensor)
         for tensor in onnx.load(tmp_path / "changed.onnx").graph.initializer

@@ -54,6 +54,10 @@ def export(
         float | None, typer.Option("--iou", min=0.0, max=1.0, help="IoU threshold built in; 0.7 if not given.")
     ] = None,
     max_det: Annotated[int | None, typer.Option("--max-det", min=1, help="Detections kept of an image.")] = None,
+    max_candidates: Annotated[
+        int | None,
+        typer.Option("--max-candidates", min=1, help="Candidates that go to NMS."),
+    ] = None,
     agnostic_nms: AgnosticNmsOption = False,
     embed_preprocess: Annotated[
         bool,
@@ -81,6 +85,7 @@ def export(
         conf=conf,
         iou=iou,
         max_det=max_det,
+        max_candidates=max_candidates,
         agnostic_nms=agnostic_nms,
         embed_preprocess=embed_preprocess,
         precision=precision,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from boxwright.core.decode_nms_attributes import MOST_DETECTIONS
-from boxwright.core.decode_spec import DecodeSpec
+from boxwright.core.decode_spec import DecodeSpec, NmsSpec
 from boxwright.core.errors import InputError, UnsupportedError
 from boxwright.core.manifest import Manifest
 from boxwright.export.decode_nms.function import OLDEST_OPSET
@@ -33,6 +33,7 @@ class ExportOptions:
         conf: default of the graph's score threshold; 0.001 where None.
         iou: default of the graph's IoU threshold; 0.7 where None.
         max_det: detections kept of an image; the family's own where None.
+        max_candidates: that go to NMS, of what the family limits: an image, a level or a class; its own where None.
         agnostic_nms: a box suppresses boxes of other classes too.
         embed_preprocess: the graph takes uint8 images of any size and resizes, pads and normalises them itself.
         precision: of the stored weights.
@@ -47,6 +48,7 @@ class ExportOptions:
     conf: float | None = None
     iou: float | None = None
     max_det: int | None = None
+    max_candidates: int | None = None
     agnostic_nms: bool = False
     embed_preprocess: bool = False
     precision: str = "fp32"
@@ -60,6 +62,8 @@ class ExportOptions:
         _require(self.opset is None or self.opset >= OLDEST_OPSET, "--opset", at_least, self.opset)
         fits = self.max_det is None or 1 <= self.max_det <= MOST_DETECTIONS
         _require(fits, "--max-det", f"a number from 1 to {MOST_DETECTIONS}", self.max_det)
+        is_limit = self.max_candidates is None or self.max_candidates >= 1
+        _require(is_limit, "--max-candidates", "at least 1", self.max_candidates)
         for name, value in (("--conf", self.conf), ("--iou", self.iou)):
             _require(value is None or 0 <= value <= 1, name, "a number in [0, 1]", value)
         allowed = WEIGHTS_PRECISIONS if self.format == "openvino" else ("fp32",)
@@ -70,23 +74,27 @@ class ExportOptions:
     @property
     def changes_decoding(self) -> bool:
         """Whether something is asked for that decides which boxes come out."""
-        return self.agnostic_nms or any(value is not None for value in (self.conf, self.iou, self.max_det))
+        numbers = (self.conf, self.iou, self.max_det, self.max_candidates)
+        return self.agnostic_nms or any(value is not None for value in numbers)
 
     def apply(self, manifest: Manifest) -> Manifest:
         """The manifest with the thresholds and limits that are asked for.
 
         Raises:
-            UnsupportedError: where the detector has no NMS that could be made agnostic.
+            UnsupportedError: where the detector has no NMS that an option is about.
         """
         decode: DecodeSpec = manifest.decode
         if self.max_det is not None:
             decode = replace(decode, max_detections=self.max_det)
-        if self.agnostic_nms:
-            if decode.nms is None:
-                raise UnsupportedError(
-                    "--agnostic-nms", expected="a detector with NMS", got=manifest.variant, fix="leave it out"
-                )
-            decode = replace(decode, nms=replace(decode.nms, class_agnostic=True))
+        for name, changes in (
+            ("--agnostic-nms", {"class_agnostic": True} if self.agnostic_nms else {}),
+            ("--max-candidates", {} if self.max_candidates is None else {"pre_nms_top_k": self.max_candidates}),
+        ):
+            if changes and decode.nms is None:
+                raise UnsupportedError(name, expected="a detector with NMS", got=manifest.variant, fix="leave it out")
+            if changes and decode.nms is not None:
+                nms: NmsSpec = replace(decode.nms, **changes)
+                decode = replace(decode, nms=nms)
         return replace(
             manifest,
             decode=decode,
