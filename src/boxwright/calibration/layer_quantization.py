@@ -103,7 +103,7 @@ def quantize_weights(
     values = np.clip(np.round(weight / by_output), -_LARGEST_WEIGHT, _LARGEST_WEIGHT)
     change = np.zeros(len(weight), dtype=np.float32)
     if recipe.corrects_bias:
-        change = _bias_change(layer, weight, values * by_output, histograms, quantization)
+        change = find_bias_change(layer, weight, values * by_output, histograms, quantization)
     return WeightQuantization(values=values.astype(np.int8), scales=scales, bias_change=change)
 
 
@@ -162,7 +162,7 @@ def _weight_magnitudes(layer: Layer) -> DoubleArray:
     return result
 
 
-def _bias_change(
+def find_bias_change(
     layer: Layer,
     weight: FloatArray,
     rounded_weight: FloatArray,
