@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -163,6 +163,8 @@ class Yolov5(DetectionModel):
     """The detector."""
 
     family: ClassVar[str] = "yolov5"
+    # The authors blend images for the large variants alone.
+    suggested_augmentation: ClassVar[Mapping[str, float]] = {"mixup": 0.0}
     supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss", "label_smoothing"})
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
