@@ -15,7 +15,7 @@ of one column after another, and the Cholesky factor of the inverse).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -97,12 +97,12 @@ def applies(model: FloatModel) -> bool:
     return bool(model.layers)
 
 
-def _pieces(layers: Sequence[QuantizedLayer] | object, nodes: dict[str | None, ir.Node]) -> Iterator[list[_Task]]:
+def _pieces(layers: Iterable[QuantizedLayer], nodes: dict[str | None, ir.Node]) -> Iterator[list[_Task]]:
     """The layers in groups whose matrices fit into memory together; each group's are freed with it."""
     piece: list[_Task] = []
     used = 0
-    for quantized in layers:  # type: ignore[attr-defined]
-        layer: Layer = quantized.layer
+    for quantized in layers:
+        layer = quantized.layer
         geometry = geometry_of(nodes[layer.name], layer)
         groups, size = layer.num_groups, int(np.prod(layer.weight.shape[1:]))
         needed = 2 * 8 * groups * size * size
