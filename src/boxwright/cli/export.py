@@ -1,4 +1,4 @@
-"""`boxwright export`: from a checkpoint or a foreign ONNX file to a verified ONNX or OpenVINO model."""
+"""`boxwright export`: from a checkpoint or a foreign ONNX file to a verified model for an engine or a server."""
 
 from __future__ import annotations
 
@@ -32,11 +32,15 @@ if TYPE_CHECKING:
 
 
 def export(
-    source: Annotated[Path, typer.Argument(help="Checkpoint (.pth, .pt, .weights) or ONNX file.")],
+    source: Annotated[
+        Path, typer.Argument(help="Checkpoint (.pth, .pt, .weights) or ONNX file; for Triton also an engine.")
+    ],
     out: Annotated[
         Path | None, typer.Option("--out", help="File or folder to write; beside the source if not given.")
     ] = None,
-    format: Annotated[Literal["onnx", "openvino"], typer.Option("--format", help="What to write.")] = "onnx",
+    format: Annotated[
+        Literal["onnx", "openvino", "triton", "deepstream"], typer.Option("--format", help="What to write.")
+    ] = "onnx",
     variant: VariantOption = None,
     head: Annotated[
         str | None, typer.Option("--head", help="Head of a foreign ONNX file: yolox, yolov5, yolov8, ssd or detr.")
@@ -64,6 +68,13 @@ def export(
         typer.Option("--embed-preprocess", help="The graph takes uint8 images (B, H, W, 3) of any size, BGR."),
     ] = False,
     precision: PrecisionOption = "fp32",
+    output_names: Annotated[
+        Literal["boxwright", "efficientnms"],
+        typer.Option("--output-names", help="Names of the detections: boxes ..., or det_boxes ... as of EfficientNMS."),
+    ] = "boxwright",
+    triton_backend: Annotated[
+        Literal["onnxruntime", "openvino"], typer.Option("--triton-backend", help="What runs an ONNX file in Triton.")
+    ] = "onnxruntime",
     opset: OpsetOption = None,
     data: DataIfAnyOption = None,
     split: SplitOption = "val",
@@ -89,6 +100,8 @@ def export(
         agnostic_nms=agnostic_nms,
         embed_preprocess=embed_preprocess,
         precision=precision,
+        output_names=output_names,
+        triton_backend=triton_backend,
         opset=opset,
     )
     with console.status("starting") as status:
@@ -124,7 +137,7 @@ def _document(result: ExportResult) -> dict[str, object]:
         "imgsz": manifest.preprocess.size_hw,
         "num_classes": len(manifest.class_names),
         "size_mb": _size_mb(result.path),
-        "verification": asdict(result.verification),
+        "verification": None if result.verification is None else asdict(result.verification),
         "unreadable": list(result.problems),
     }
 
@@ -136,6 +149,9 @@ def _print(result: ExportResult) -> None:
     console.print(
         f"[bold]{result.path}[/bold]  {_size_mb(result.path):.1f} MB, {result.manifest.variant}", highlight=False
     )
+    if result.verification is None:
+        console.print("packed as it was", highlight=False)
+        return
     mark = "[green]agrees[/green]" if result.verification.proven else "[yellow]not proven[/yellow]"
     console.print(f"{mark}: {describe(result.verification)}", highlight=False)
 

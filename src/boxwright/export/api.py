@@ -16,17 +16,21 @@ from boxwright.core.manifest import Manifest, VerificationRecord
 from boxwright.export import verify
 from boxwright.export.decode_nms.insert import insert_decode_nms
 from boxwright.export.decode_nms.schema import register_schema
+from boxwright.export.efficientnms_outputs import rename_outputs
 from boxwright.export.embed_preprocess import embed_preprocess
 from boxwright.export.onnx_files import set_manifest, write_onnx
 from boxwright.export.options import DEFAULT_IOU_THRESHOLD, DEFAULT_SCORE_THRESHOLD, ExportOptions, Format
 from boxwright.export.passes import run_passes
 from boxwright.export.sources import Description, Progress, Source, open_source
+from boxwright.export.to_deepstream import CONFIG_NAME, write_deepstream
 from boxwright.export.to_openvino import convert_to_openvino
+from boxwright.export.to_triton import is_packable, pack_for_triton, write_triton_onnx
 from boxwright.export.verification_images import verification_images
 from boxwright.runtimes.detector import Detector
 
 __all__ = ["ExportOptions", "ExportResult", "export"]
-_ENGINES = {"onnx": "onnxruntime", "openvino": "openvino"}
+_ENGINES = {"onnx": "onnxruntime", "openvino": "openvino", "triton": "onnxruntime", "deepstream": "onnxruntime"}
+_FOLDER_SUFFIXES = {"openvino": "_openvino_model", "triton": "_triton", "deepstream": "_deepstream"}
 
 
 # Whoever checks with the onnx package what was exported has the operator checked too.
@@ -40,13 +44,13 @@ class ExportResult:
     Attributes:
         path: of the file or folder.
         manifest: that is inside.
-        verification: how it compares with its source.
+        verification: how it compares with its source; None for what was packed as it was and does not say.
         problems: images of the data set that could not be read for the comparison, each with the reason.
     """
 
     path: Path
     manifest: Manifest
-    verification: VerificationRecord
+    verification: VerificationRecord | None
     problems: tuple[str, ...] = ()
 
 
@@ -87,6 +91,8 @@ def export(
     options = options or ExportOptions()
     report = on_progress or (lambda _: None)
     source = Path(source)
+    if options.format == "triton" and is_packable(source):
+        return _pack(source, out)
     _check_source(source)
     out = Path(out) if out is not None else _default_out(source, options.format)
     _check_suffix(out, options.format)
@@ -101,7 +107,7 @@ def export(
         images, problems = verification_images(data, split, opened.manifest)
         graph, manifest = _build(opened, options, report)
         report("converting")
-        candidate = _write(graph, manifest, work / _file_name(options.format), options, work)
+        candidate = _write(graph, manifest, work / _file_name(options.format), options, work, source.stem)
         report("comparing detections with the source")
         record = verify.compare(
             opened.open_reference,
@@ -115,7 +121,7 @@ def export(
         verify.check(record, precision, f"{options.format} export of {source.name}")
         manifest = replace(manifest, verification=record)
         report("writing")
-        _write(graph, manifest, out, options, work)
+        _write(graph, manifest, out, options, work, source.stem)
     return ExportResult(path=out, manifest=manifest, verification=record, problems=problems)
 
 
@@ -130,8 +136,8 @@ def _naming(out: Path) -> Iterator[None]:
 
 def _default_out(source: Path, wanted: Format) -> Path:
     """A name beside the source; what is there already is only replaced where the user names it."""
-    if wanted == "openvino":
-        out = source.with_name(f"{source.stem}_openvino_model")
+    if wanted in _FOLDER_SUFFIXES:
+        out = source.with_name(f"{source.stem}{_FOLDER_SUFFIXES[wanted]}")
     elif source.suffix == ".onnx":
         out = source.with_name(f"{source.stem}_boxwright.onnx")
     else:
@@ -144,11 +150,14 @@ def _default_out(source: Path, wanted: Format) -> Path:
 
 
 def _check_replaceable(out: Path, wanted: Format) -> None:
-    """Raise `OutputError` where a folder that is no OpenVINO model stands in the place of the result."""
-    if wanted == "openvino" and out.is_dir() and any(out.iterdir()) and not any(out.glob("*.xml")):
+    """Raise `OutputError` where a folder of something else stands in the place of the result."""
+    # To a repository of Triton a model is added.
+    known = {"openvino": ("an OpenVINO model", "*.xml"), "deepstream": ("a folder for DeepStream", CONFIG_NAME)}
+    name, pattern = known.get(wanted, ("", ""))
+    if name and out.is_dir() and any(out.iterdir()) and not any(out.glob(pattern)):
         raise OutputError(
             str(out),
-            expected="a free place, or an OpenVINO model to replace",
+            expected=f"a free place, or {name} to replace",
             got="a folder of other things",
             fix="pass another --out",
         )
@@ -163,8 +172,8 @@ def _check_source(source: Path) -> None:
 def _check_suffix(out: Path, wanted: Format) -> None:
     if wanted == "onnx" and out.suffix != ".onnx":
         raise InputError("--out", expected="a file name that ends in .onnx", got=out.name, fix="rename it")
-    if wanted == "openvino" and out.suffix:
-        raise InputError("--out", expected="a folder for --format openvino", got=out.name, fix="leave out the suffix")
+    if wanted in _FOLDER_SUFFIXES and out.suffix:
+        raise InputError("--out", expected=f"a folder for --format {wanted}", got=out.name, fix="leave out the suffix")
 
 
 def _check_folder(out: Path) -> None:
@@ -195,18 +204,41 @@ def _build(opened: Source, options: ExportOptions, report: Progress) -> tuple[ir
     if options.embed_preprocess:
         embed_preprocess(graph, manifest.preprocess, gives_detections=manifest.stage == "detections")
         manifest = replace(manifest, input_kind="pixels")
+    if options.output_names == "efficientnms":
+        rename_outputs(graph)
     return graph, manifest
 
 
 def _file_name(wanted: Format) -> str:
-    return "model.onnx" if wanted == "onnx" else "model_openvino_model"
+    return "model" + _FOLDER_SUFFIXES.get(wanted, ".onnx")
 
 
-def _write(graph: ir.Model, manifest: Manifest, out: Path, options: ExportOptions, work: Path) -> Path:
+def _pack(source: Path, out: str | Path | None) -> ExportResult:
+    """Put an engine or an OpenVINO model into a repository of Triton."""
+    name = source.stem.removesuffix(_FOLDER_SUFFIXES["openvino"])
+    repository = Path(out) if out is not None else source.with_name(f"{name}{_FOLDER_SUFFIXES['triton']}")
+    _check_suffix(repository, "triton")
+    _check_folder(repository)
+    manifest = pack_for_triton(repository, name, source)
+    return ExportResult(path=repository, manifest=manifest, verification=manifest.verification)
+
+
+def _write(
+    graph: ir.Model, manifest: Manifest, out: Path, options: ExportOptions, work: Path, source_name: str
+) -> Path:
+    """Write the artifact, and give the path that `Detector` opens."""
     set_manifest(graph, manifest)
     if options.format == "onnx":
         write_onnx(graph, out)
         return out
+    if options.format == "triton":
+        return write_triton_onnx(
+            out, source_name, manifest, lambda path: write_onnx(graph, path), backend=options.triton_backend
+        )
+    if options.format == "deepstream":
+        return write_deepstream(
+            out, manifest, lambda path: write_onnx(graph, path), batch=options.batch, precision=options.precision
+        )
     intermediate = work / "intermediate.onnx"
     write_onnx(graph, intermediate)
     name = out.name.removesuffix("_openvino_model") or out.name

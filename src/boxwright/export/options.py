@@ -10,12 +10,15 @@ from boxwright.core.decode_spec import DecodeSpec, NmsSpec
 from boxwright.core.errors import InputError, UnsupportedError
 from boxwright.core.manifest import Manifest
 from boxwright.export.decode_nms.function import OLDEST_OPSET
+from boxwright.export.to_deepstream import DEEPSTREAM_PRECISIONS
 from boxwright.export.to_openvino import WEIGHTS_PRECISIONS
+from boxwright.export.to_triton import ONNX_BACKENDS
 from boxwright.runtimes.openvino_plugin import require_openvino_plugin
 
-Format = Literal["onnx", "openvino"]
+Format = Literal["onnx", "openvino", "triton", "deepstream"]
 NmsForm = Literal["graph", "plugin", "none"]
-FORMATS = ("onnx", "openvino")
+OutputNames = Literal["boxwright", "efficientnms"]
+FORMATS = ("onnx", "openvino", "triton", "deepstream")
 # Of the graph's threshold inputs; the manifest keeps what `Detector` passes.
 DEFAULT_SCORE_THRESHOLD, DEFAULT_IOU_THRESHOLD = 0.001, 0.7
 
@@ -36,7 +39,9 @@ class ExportOptions:
         max_candidates: that go to NMS, of what the family limits: an image, a level or a class; its own where None.
         agnostic_nms: a box suppresses boxes of other classes too.
         embed_preprocess: the graph takes uint8 images of any size and resizes, pads and normalises them itself.
-        precision: of the stored weights.
+        precision: of the stored weights; for DeepStream, of the engine that it builds.
+        output_names: of the detections: Boxwright's, or those that EfficientNMS's users know.
+        triton_backend: that runs an ONNX file in Triton.
         opset: of ONNX; where None, 17 or the oldest after it that will do.
     """
 
@@ -52,6 +57,8 @@ class ExportOptions:
     agnostic_nms: bool = False
     embed_preprocess: bool = False
     precision: str = "fp32"
+    output_names: OutputNames = "boxwright"
+    triton_backend: str = "onnxruntime"
     opset: int | None = None
 
     def __post_init__(self) -> None:
@@ -66,8 +73,13 @@ class ExportOptions:
         _require(is_limit, "--max-candidates", "at least 1", self.max_candidates)
         for name, value in (("--conf", self.conf), ("--iou", self.iou)):
             _require(value is None or 0 <= value <= 1, name, "a number in [0, 1]", value)
-        allowed = WEIGHTS_PRECISIONS if self.format == "openvino" else ("fp32",)
+        allowed = {"openvino": WEIGHTS_PRECISIONS, "deepstream": DEEPSTREAM_PRECISIONS}.get(self.format, ("fp32",))
         _require(self.precision in allowed, f"--precision for {self.format}", " or ".join(allowed), self.precision)
+        backend = self.triton_backend
+        _require(backend in ONNX_BACKENDS, "--triton-backend", " or ".join(ONNX_BACKENDS), backend)
+        names = ("boxwright", "efficientnms") if self.nms != "none" else ("boxwright",)
+        option = f"--output-names with --nms {self.nms}"
+        _require(self.output_names in names, option, " or ".join(names), self.output_names)
         if self.format == "openvino" and self.nms == "plugin":
             require_openvino_plugin("--format openvino --nms plugin")
 

@@ -41,6 +41,8 @@ class EngineSidecar:
         hardware_compatible: whether it was built for other GPUs too (Ampere and newer).
         version_compatible: whether it was built for other versions of TensorRT too.
         dla_core: of a Jetson, that it was built for.
+        batch_sizes: the smallest and the largest batch that it takes.
+        fixed_thresholds: whether the thresholds of its detections are constants in it.
         build_options: what else the builder was told, in words.
         schema_version: of this description.
     """
@@ -56,6 +58,8 @@ class EngineSidecar:
     hardware_compatible: bool = False
     version_compatible: bool = False
     dla_core: int | None = None
+    batch_sizes: tuple[int, int] = (1, 1)
+    fixed_thresholds: bool = False
     build_options: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 

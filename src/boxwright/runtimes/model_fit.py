@@ -9,6 +9,8 @@ from boxwright.core.manifest import Manifest
 from boxwright.runtimes.backend import Backend
 
 DETECTION_OUTPUTS = ("num_detections", "boxes", "scores", "class_ids")
+# The same by the names that EfficientNMS's users know.
+EFFICIENTNMS_OUTPUTS = ("num_dets", "det_boxes", "det_scores", "det_classes")
 THRESHOLD_INPUTS = ("score_threshold", "iou_threshold")
 _KNOWN_INPUTS = ("images", "pixel_mask", *THRESHOLD_INPUTS)
 
@@ -28,6 +30,8 @@ def check_fit(backend: Backend, manifest: Manifest, source: str) -> None:
     if manifest.preprocess.pixel_mask and not takes_pixels and "pixel_mask" not in backend.inputs:
         raise _misfit(source, "an input pixel_mask", ", ".join(required))
     outputs = _needed_outputs(manifest)
+    if manifest.stage == "detections" and backend.outputs.keys() >= set(EFFICIENTNMS_OUTPUTS):
+        outputs = EFFICIENTNMS_OUTPUTS
     if any(name not in backend.outputs for name in outputs):
         raise _misfit(source, f"outputs {', '.join(outputs)} at stage {manifest.stage}", ", ".join(backend.outputs))
     _check_image_size(backend, manifest, source)

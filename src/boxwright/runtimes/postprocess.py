@@ -15,6 +15,7 @@ from boxwright.core.detections import Detections
 from boxwright.core.errors import InputError
 from boxwright.core.manifest import Manifest
 from boxwright.core.preprocess import ImageTransform
+from boxwright.runtimes.model_fit import DETECTION_OUTPUTS, EFFICIENTNMS_OUTPUTS
 
 
 class Postprocessor:
@@ -95,11 +96,13 @@ def _unchecked(decoded: DecodeNmsOutput, row: int, transform: ImageTransform) ->
 
 
 def _read_detections(outputs: Mapping[str, NDArray[Any]]) -> DecodeNmsOutput:
+    names = DETECTION_OUTPUTS if DETECTION_OUTPUTS[0] in outputs else EFFICIENTNMS_OUTPUTS
+    num_detections, boxes, scores, class_ids = (outputs[name] for name in names)
     return DecodeNmsOutput(
-        num_detections=outputs["num_detections"].astype(np.int32, copy=False).reshape(-1, 1),  # (B, 1)
-        boxes=_as_float(outputs["boxes"]),
-        scores=_as_float(outputs["scores"]),
-        class_ids=outputs["class_ids"].astype(np.int32, copy=False),
+        num_detections=num_detections.astype(np.int32, copy=False).reshape(-1, 1),  # (B, 1)
+        boxes=_as_float(boxes),
+        scores=_as_float(scores),
+        class_ids=class_ids.astype(np.int32, copy=False),
     )
 
 
