@@ -26,9 +26,9 @@ from typing import Any
 
 # What Boxwright touches, and what stands near it.
 CLASSES = (
-    "Builder IBuilderConfig IOptimizationProfile INetworkDefinition ILayer ITensor OnnxParser ParserError Logger ILogger "
-    "ITimingCache IInt8EntropyCalibrator2 IInt8MinMaxCalibrator IProgressMonitor IHostMemory Runtime ICudaEngine "
-    "IExecutionContext IPluginRegistry IErrorRecorder EngineInspector IGpuAllocator IOutputAllocator IProfiler"
+    "Builder IBuilderConfig IOptimizationProfile INetworkDefinition ILayer ITensor OnnxParser ParserError "
+    "Logger ILogger ITimingCache IInt8EntropyCalibrator2 IInt8MinMaxCalibrator IProgressMonitor IHostMemory Runtime "
+    "ICudaEngine IExecutionContext IPluginRegistry IErrorRecorder EngineInspector IGpuAllocator IOutputAllocator IProfiler"
 )
 ENUMS = (
     "BuilderFlag NetworkDefinitionCreationFlag OnnxParserFlag MemoryPoolType TacticSource DeviceType DataType "

@@ -1,0 +1,327 @@
+"""From ONNX to a TensorRT engine, and `<engine>.manifest.json` beside it that says what it is for.
+
+    graph -> [float16 where it may be] -> as the parser wants it -> engine
+
+Up to TensorRT 10 an engine may choose the precision of layers by itself (weak typing); where the types of the graph can
+decide (from 10 on), they do. INT8 comes from a calibrated file, whose Q/DQ nodes every version reads, or up to
+TensorRT 10 from TensorRT's own calibrator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from boxwright.core.errors import InputError, UnsupportedError
+from boxwright.core.files import atomic_file
+from boxwright.core.manifest import Manifest, Precision, VerificationRecord
+from boxwright.export.float_layers import find_float_layers
+from boxwright.export.half_precision import half_candidates, to_half, with_types
+from boxwright.export.onnx_files import set_manifest, write_onnx
+from boxwright.export.tensorrt_api import BuilderApi, MayBeHalf
+from boxwright.export.tensorrt_builder import BuildTask, build
+from boxwright.export.tensorrt_calibration import ImageBatches
+from boxwright.export.tensorrt_graph import for_parser, has_decode_nms, node_table
+from boxwright.export.tensorrt_options import EngineOptions, Profile
+from boxwright.runtimes.cuda_runtime import Cuda, CudaDevice, load_cuda
+from boxwright.runtimes.engine_sidecar import EngineSidecar, read_sidecar, sidecar_path, write_sidecar
+from boxwright.runtimes.tensorrt_library import import_tensorrt, load_plugins
+
+ENGINE_SUFFIXES = (".engine", ".plan")
+Report = Callable[[str], None]
+Images = Sequence[NDArray[np.uint8]]
+# Compares an ONNX file with the source, at the detections.
+CompareFile = Callable[[Path], VerificationRecord]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildMachine:
+    """Where an engine is built, and runs then.
+
+    Attributes:
+        api: of the TensorRT that is installed.
+        cuda: to reach the GPU.
+        device: the GPU.
+    """
+
+    api: BuilderApi
+    cuda: Cuda
+    device: CudaDevice
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRequest:
+    """What an engine is made from.
+
+    Attributes:
+        graph: exported; left as it is.
+        manifest: of the graph.
+        precision: "fp32", "fp16" or "int8".
+        batch: images in a batch, or those that it is to be fastest at where the batch is open.
+        options: of the engine.
+        images: of the comparison, which TensorRT's calibrator takes too.
+        compare: an ONNX file with the source.
+        source: named in errors.
+        rebuild_command: that would make it again.
+    """
+
+    graph: ir.Model
+    manifest: Manifest
+    precision: str
+    batch: int
+    options: EngineOptions
+    images: Images
+    compare: CompareFile
+    source: str
+    rebuild_command: str
+
+
+def open_build_machine(options: EngineOptions, needed_for: str = "--format tensorrt") -> BuildMachine:
+    """TensorRT and the GPU of this machine; called before any work is done.
+
+    Raises:
+        MissingDependencyError: where a package is missing.
+        UnsupportedError: where the driver, the GPU or a library is missing, or TensorRT is too old.
+    """
+    trt = import_tensorrt(needed_for)
+    api = BuilderApi.of(trt)
+    cuda = load_cuda(needed_for)
+    if options.gpu >= cuda.num_devices():
+        raise UnsupportedError(
+            "--gpu", expected=f"a number below {cuda.num_devices()}", got=str(options.gpu), fix="pass another"
+        )
+    cuda.select(options.gpu)
+    return BuildMachine(api=api, cuda=cuda, device=cuda.device(options.gpu))
+
+
+def convert_to_tensorrt(
+    machine: BuildMachine, request: EngineRequest, engine: Path, work: Path, report: Report
+) -> Manifest:
+    """Build an engine and write it with its description.
+
+    Args:
+        machine: to build on.
+        request: what to build.
+        engine: file to write.
+        work: folder for files that last as long as the export.
+        report: told in a few words what is being done.
+
+    Returns:
+        The manifest of the engine.
+
+    Raises:
+        UnsupportedError: where TensorRT cannot read or build the graph.
+        InputError: where an option does not fit it.
+        VerificationError: where no choice of layers in half precision detects what the source detects.
+    """
+    api, manifest = machine.api, request.manifest
+    is_quantized = manifest.precision == "int8"
+    precision = "int8" if is_quantized else request.precision
+    _check_precision(request, precision, is_quantized, api)
+    needs_plugin = has_decode_nms(request.graph)
+    load_plugins(api.trt, decode_nms=needs_plugin, needed_for=request.source)
+    calibrates = precision == "int8" and not is_quantized
+    on_dla = request.options.dla_core is not None
+    typing = api.typing(needs_weak=calibrates or on_dla)
+    half = _half_nodes(request, precision, typing.is_strong, work, report)
+    typed = to_half(request.graph, half)[0] if typing.is_strong and half else request.graph
+    parsed = for_parser(typed, api.limits, source=request.source)
+    onnx_path = work / "for_tensorrt.onnx"
+    write_onnx(parsed, onnx_path)
+    allowed = {"fp32": (), "fp16": ("fp16",), "int8": ("fp16", "int8")}[precision]
+    batches = _batches(machine, request) if calibrates else None
+    task = BuildTask(
+        onnx_path=onnx_path,
+        nodes=node_table(parsed),
+        source=request.source,
+        precisions=() if typing.is_strong else allowed,
+        typing=typing,
+        may_be_half=_rule(half) if allowed and not typing.is_strong else None,
+        batches=batches,
+        batch=request.batch,
+        options=request.options,
+    )
+    try:
+        content, profiles = build(api, task, _phase_reporter(report))
+    finally:
+        if batches is not None:
+            batches.close()
+    manifest = replace(manifest, precision=cast("Precision", precision))
+    in_float = [name for name in half_candidates(with_types(request.graph)) if name not in half] if allowed else []
+    sidecar = EngineSidecar(
+        manifest=manifest,
+        tensorrt_version=str(api.trt.__version__),
+        gpu_name=machine.device.name,
+        compute_capability=machine.device.compute_capability,
+        precision=cast("Precision", precision),
+        engine_sha256=hashlib.sha256(content).hexdigest(),
+        rebuild_command=request.rebuild_command,
+        needs_plugin=needs_plugin,
+        dla_core=request.options.dla_core,
+        build_options=_described(request.options, profiles, in_float, typing.is_strong),
+    )
+    # The description first: an engine beside that of another is told by its checksum, one without any is not.
+    write_sidecar(engine, sidecar)
+    with atomic_file(engine) as temporary:
+        temporary.write_bytes(content)
+    return manifest
+
+
+def move_engine(built: Path, engine: Path, manifest: Manifest) -> None:
+    """Put an engine in its place, its description with what became known since it was built.
+
+    Args:
+        built: on the same file system.
+        engine: where it shall be.
+        manifest: of the engine.
+    """
+    write_sidecar(engine, replace(read_sidecar(built), manifest=manifest))
+    os.replace(built, engine)
+    sidecar_path(built).unlink()
+
+
+def rebuild_command(
+    source: Path, engine: Path, precision: str, given: Mapping[str, Any], options: EngineOptions
+) -> str:
+    """The command line that makes an engine.
+
+    Args:
+        source: of the export.
+        engine: to write.
+        precision: of the engine.
+        given: further options by name; those without a value are left out, True is an option without one.
+        options: of the engine.
+    """
+    words = ["boxwright", "export", str(source), "--format", "tensorrt", "--precision", precision]
+    for name, value in given.items():
+        if value is True:
+            words.append(name)
+        elif value is not None and value is not False:
+            words += [name, str(value)]
+    return shlex.join([*words, *options.arguments(), "--out", str(engine)])
+
+
+def _check_precision(request: EngineRequest, precision: str, is_quantized: bool, api: BuilderApi) -> None:
+    if is_quantized:
+        _check_quantization(request.graph, request.source)
+    elif precision == "int8" and not api.has_calibrators:
+        raise UnsupportedError(
+            "--precision int8",
+            expected=f"a calibrated file: TensorRT {api.trt.__version__} has no calibrators of its own",
+            got=f"{request.source} in {request.manifest.precision}",
+            fix="run first: boxwright calibrate MODEL.onnx --data DIR --engine tensorrt",
+        )
+    elif precision == "int8" and request.manifest.input_kind == "pixels":
+        raise UnsupportedError(
+            "--precision int8",
+            expected="a graph that takes tensors, to calibrate",
+            got="one that takes pixels",
+            fix="export it without --embed-preprocess",
+        )
+    if request.options.dla_core is not None and precision == "fp32":
+        raise InputError(
+            "--dla-core", expected="--precision fp16 or int8, which it knows alone", got="fp32", fix="pass one"
+        )
+
+
+def _check_quantization(graph: ir.Model, source: str) -> None:
+    """TensorRT takes int8 without zero points."""
+    for node in graph.graph:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear") or len(node.inputs) < 3 or node.inputs[2] is None:
+            continue
+        zero = ir.convenience.get_const_tensor(node.inputs[2])
+        if zero is not None and zero.dtype in (ir.DataType.INT32, ir.DataType.INT8) and not zero.numpy().any():
+            continue
+        got = "a zero point that is computed" if zero is None else f"{zero.dtype.name.lower()} with a zero point"
+        raise UnsupportedError(
+            f"{source}: layer {node.name}",
+            expected="INT8 as TensorRT takes it: int8, all zero points 0",
+            got=got,
+            fix="calibrate the float model with: boxwright calibrate MODEL.onnx --data DIR --engine tensorrt",
+        )
+
+
+def _half_nodes(request: EngineRequest, precision: str, is_strong: bool, work: Path, report: Report) -> frozenset[str]:
+    """The nodes that may compute in half precision; in a strongly typed INT8 graph none do."""
+    if precision == "fp32" or (precision == "int8" and is_strong):
+        return frozenset()
+    typed = with_types(request.graph)
+    candidates = half_candidates(typed)
+    pinned = request.options.float_layers
+    if pinned is not None:
+        _check_names(pinned, typed, request.source)
+    elif precision == "fp16":
+        report("comparing half precision with the source")
+        pinned = find_float_layers(candidates, lambda names: _tried(request, typed, names, work))
+    half = frozenset(candidates) - frozenset(pinned or ())
+    return half - frozenset(to_half(typed, half)[1])
+
+
+def _tried(request: EngineRequest, typed: ir.Model, names: frozenset[str], work: Path) -> VerificationRecord:
+    path = work / "half.onnx"
+    halved = to_half(typed, names)[0]
+    set_manifest(halved, request.manifest)
+    write_onnx(halved, path)
+    return request.compare(path)
+
+
+def _check_names(names: Sequence[str], graph: ir.Model, source: str) -> None:
+    known = {str(node.name) for node in graph.graph}
+    for name in names:
+        if name not in known:
+            raise InputError(
+                "--float-layers",
+                expected=f"names of nodes of {source}",
+                got=name,
+                fix="pass names as Netron shows them",
+            )
+
+
+def _rule(half: frozenset[str]) -> MayBeHalf:
+    """Whether a layer's node is among these, or was written for one of these."""
+    return lambda name: name in half or name.rpartition("/")[0] in half
+
+
+def _batches(machine: BuildMachine, request: EngineRequest) -> ImageBatches:
+    cache = request.options.calibration_cache
+    has_cache = cache is not None and cache.is_file()
+    batch_size = min(request.batch, max(1, len(request.images)))
+    return ImageBatches(
+        () if has_cache else request.images,
+        request.manifest,
+        batch_size=batch_size,
+        cuda=None if has_cache else machine.cuda,
+        cache=cache,
+    )
+
+
+def _phase_reporter(report: Report) -> Callable[[str, int, int], None]:
+    def on_phase(phase: str, step: int, num_steps: int) -> None:
+        report(phase if num_steps == 0 else f"{phase} ({step} of {num_steps})")
+
+    return on_phase
+
+
+def _described(
+    options: EngineOptions, profiles: Sequence[Profile], in_float: Sequence[str], is_strong: bool
+) -> dict[str, str]:
+    described = {
+        "workspace": "TensorRT's own limit" if options.workspace_mb is None else f"{options.workspace_mb} MiB",
+        "typing": "strong" if is_strong else "weak",
+        "profiles": "; ".join(map(str, profiles)) or "fixed shapes",
+        "layers in float32": ", ".join(in_float) or "none by request",
+    }
+    if options.timing_cache is not None:
+        described["timing cache"] = options.timing_cache.name
+    if options.calibration_cache is not None:
+        described["calibration cache"] = options.calibration_cache.name
+    return described
