@@ -117,7 +117,7 @@ def report_of(*results: Result, **changes: object) -> BenchReport:
         ),
         "results": results,
         "pareto": find_pareto(results),
-        "pairs": find_pairs(results),
+        "pairs": find_pairs({row.name: dict(enumerate(map(list, row.rounds_ms))) for row in results}),
         "machine": Machine(
             system="Linux 6",
             python="3.11.7",

@@ -28,3 +28,13 @@ def leave(path: str, **options: Any) -> None:
 def stumble(path: str, **options: Any) -> None:
     """Raises what no one foresaw."""
     raise RuntimeError("engine says no")
+
+
+def open_with_other_classes(path: str, **options: Any) -> Any:
+    """A detector that calls its classes by names that no data set has."""
+    from boxwright.runtimes.detector import Detector
+
+    class Renamed(Detector):
+        class_names = ("cyan", "magenta", "yellow")
+
+    return Renamed(path, **options)

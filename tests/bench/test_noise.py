@@ -94,7 +94,9 @@ def test_verdicts_are_right_when_launches_end_as_soon_as_they_suffice(factor: fl
     for _ in range(TRIALS):
         drift = random.normal(0, 0.03, (8, 8)).cumsum(axis=1)
         first, second = (simulate(random, size, drift, launch_noise=0.015) for size in (factor, 1.0))
-        count = next((n for n in range(3, 8) if is_precise([first[:n], second[:n]])), 8)
+        count = next(
+            (n for n in range(3, 8) if is_precise([dict(enumerate(times[:n])) for times in (first, second)])), 8
+        )
         right += compare_interleaved(first[:count], second[:count]).verdict == verdict
     assert right >= 0.95 * TRIALS
 

@@ -89,6 +89,10 @@ def test_the_markdown_names_what_a_reader_needs(tmp_path: Path) -> None:
     ):
         assert wanted in text
     assert "GPU MB" not in text  # no row has any
+    accuracy = text.partition("## Accuracy")[2].partition("## ")[0].splitlines()
+    assert accuracy[2].startswith("| candidate | AP | AP50 | AP75 | AP medium | AP large | AR 1 ")
+    assert [line.split(" | ")[0] for line in accuracy[4:6]] == ["| fast", "| good"]
+    assert accuracy[5].endswith("| conf 0.001, IoU 0.7, 300 boxes |")
     assert "fast and good: the first is faster" in text
 
 
@@ -151,8 +155,10 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
         yield opened
 
 
-def names_shown(browser: Browser) -> list[str]:
-    found: list[str] = browser.run("return [...document.querySelectorAll('#table tbody tr')].map(r => r.dataset.name)")
+def names_shown(browser: Browser, table: str = "table") -> list[str]:
+    found: list[str] = browser.run(
+        "return [...document.querySelectorAll(`#${arguments[0]} tbody tr`)].map(row => row.dataset.name)", table
+    )
     return found
 
 
@@ -163,9 +169,11 @@ def set_filter(browser: Browser, text: str) -> None:
     )
 
 
-def click_heading(browser: Browser, title: str) -> None:
+def click_heading(browser: Browser, title: str, table: str = "table") -> None:
     browser.run(
-        "[...document.querySelectorAll('#table th')].find(cell => cell.textContent === arguments[0]).click()", title
+        "[...document.querySelectorAll(`#${arguments[1]} th`)].find(cell => cell.textContent === arguments[0]).click()",
+        title,
+        table,
     )
 
 
@@ -187,9 +195,24 @@ def test_the_table_sorts(browser: Browser) -> None:
     click_heading(browser, "FPS")
 
 
-def test_the_filter_holds_for_table_and_charts(browser: Browser) -> None:
+def test_the_other_tables_sort_too(browser: Browser) -> None:
+    assert names_shown(browser, "accuracy") == ["good", HOSTILE_NAME, "fast"]  # by AP; what has none is not there
+    click_heading(browser, "candidate", "accuracy")
+    assert names_shown(browser, "accuracy") == sorted(["fast", "good", HOSTILE_NAME])
+    assert names_shown(browser, "classes") == ["cat"]
+    cells = "return [...document.querySelectorAll('#classes td')].map(cell => cell.textContent)"
+    assert browser.run(cells) == ["cat", "3", "0.250", "0.400", "0.300"]
+
+
+def test_the_cells_say_how_sure_they_are(browser: Browser) -> None:
+    title = "return document.querySelector('#table tr[data-name=good]').cells[arguments[0]].title"
+    titles = [browser.run(title, index) for index in range(10)]
+    assert "95 %: 24.00 to 36.00 ms" in titles  # of p99
+
+
+def test_the_filter_holds_for_tables_and_charts(browser: Browser) -> None:
     set_filter(browser, "OPENVINO int8")
-    assert names_shown(browser) == ["fast"]
+    assert names_shown(browser) == names_shown(browser, "accuracy") == ["fast"]
     assert browser.run("return document.getElementById('shown').textContent") == "1 of 4"
     assert browser.wait_for("return document.querySelectorAll('#scatter .point').length === 1")
     set_filter(browser, "crashed")

@@ -11,13 +11,17 @@ import pytest
 from boxwright.bench.candidate import Candidate, with_names
 from boxwright.bench.report import write_report
 from boxwright.bench.results import BenchReport, Settings, load_report, save_report, to_json
-from boxwright.bench.run import Observer, run_benchmark
-from boxwright.core.errors import DatasetError, InputError
+from boxwright.bench.run import BenchRun, Observer, run_benchmark
+from boxwright.bench.run_state import RunState
+from boxwright.core.errors import DatasetError, InputError, OutputError
+from boxwright.core.files import cache_dir
 from boxwright.data import Dataset, load_dataset
 from colour_data import write_colour_data
 from models_for_tests import CLASS_NAMES, save_colour_cells
 
-QUICK = Settings(min_launches=2, max_launches=2, rounds=2, num_latency_images=3, block_s=0.02, num_threads=1)
+QUICK = Settings(
+    min_launches=2, max_launches=2, rounds=2, num_latency_images=3, block_s=0.02, num_threads=1, with_throughput=False
+)
 TESTS = Path(__file__).resolve().parents[1]
 
 
@@ -240,3 +244,73 @@ def test_results_of_another_schema_are_refused(models: Path, dataset: Dataset, t
             load_report(path)
     with pytest.raises(InputError, match="No such file"):
         load_report(tmp_path / "missing.json")
+
+
+def test_a_report_that_cannot_be_written_loses_nothing(models: Path, dataset: Dataset, tmp_path: Path) -> None:
+    """The same command writes it later, from the same measurements."""
+
+    def refuse(run: BenchRun) -> None:
+        raise OutputError("report", expected="room", got="none", fix="free some space")
+
+    entry = [candidate(models, "raw.onnx", name="a")]
+    listener = Listener()
+    with pytest.raises(OutputError, match="expected room"):
+        run_benchmark(entry, dataset, settings=QUICK, observer=listener, deliver=refuse)
+    assert listener.notes == ["what is measured is kept: the same command goes on from it"]
+    delivered: list[BenchRun] = []
+    listener = Listener()
+    run = run_benchmark(entry, dataset, settings=QUICK, observer=listener, deliver=delivered.append)
+    assert delivered == [run] and not run.interrupted
+    assert not any(activity in ("opening", "timing") for _, activity in listener.activities)  # nothing is measured
+    assert run.report.results[0].map == pytest.approx(1.0, abs=0.02)
+    assert list((tmp_path / "cache").rglob("state.json")) == []
+
+
+def test_detections_that_were_lost_are_made_again(models: Path, dataset: Dataset, tmp_path: Path) -> None:
+    entry = [candidate(models, "raw.onnx", name="a")]
+    run_benchmark(entry, dataset, settings=QUICK, observer=Listener(launches_until_interrupt=1))
+    (kept,) = (tmp_path / "cache").rglob("*.npz")
+    kept.write_bytes(kept.read_bytes()[:100])
+    run = run_benchmark(entry, dataset, settings=QUICK)
+    assert run.report.results[0].map == pytest.approx(1.0, abs=0.02)
+
+
+def test_measurements_that_cannot_be_kept_do_not_end_the_run(
+    models: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(state: RunState) -> None:
+        raise OutputError("state.json", expected="room", got="No space left on device", fix="free some space")
+
+    monkeypatch.setattr(RunState, "save", refuse)
+    listener = Listener()
+    run = run_benchmark([candidate(models, "raw.onnx")], dataset, settings=QUICK, observer=listener)
+    assert run.report.results[0].status == "measured"
+    (note,) = listener.notes  # once, though there was much to keep
+    assert "cannot be kept" in note and "No space left" in note
+
+
+def test_of_several_candidates_one_with_other_classes_fails_alone(models: Path, dataset: Dataset) -> None:
+    settings = replace(QUICK, min_launches=1, max_launches=1, rounds=1)
+    candidates = [
+        candidate(models, "raw.onnx", name="good"),
+        candidate(models, "raw.onnx", name="other", opener="openers_for_tests:open_with_other_classes"),
+    ]
+    rows = run_benchmark(candidates, dataset, settings=settings).report.results
+    assert [row.status for row in rows] == ["measured", "failed"]
+    assert "class names: expected classes that the model knows" in (rows[1].reason or "")
+    assert rows[1].latency_ms is None
+
+
+def test_candidates_are_compared_in_the_launches_that_both_came_through(models: Path, dataset: Dataset) -> None:
+    """One that failed in the first launch of an interrupted run has a launch less."""
+    settings = replace(QUICK, with_accuracy=False)
+    candidates = [candidate(models, "raw.onnx", name="a"), candidate(models, "raw.onnx", name="b")]
+    listener = Listener(launches_until_interrupt=1)
+    run_benchmark(candidates, dataset, settings=settings, observer=listener)
+    state = next(RunState.resume_or_begin(path.parent) for path in cache_dir().rglob("state.json"))
+    del state.launches[0]["b"]
+    state.save()
+    report = run_benchmark(candidates, dataset, settings=settings).report
+    assert [len(row.rounds_ms) for row in report.results] == [2, 1]
+    (pair,) = report.pairs
+    assert 0.1 < pair.comparison.ratio < 10

@@ -3,40 +3,52 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from pathlib import Path
 
 from boxwright.bench.results import Conditions
+from boxwright.bench.sensors import (
+    kernel_numbers,
+    kernel_texts,
+    nvidia_gpu_state,
+    power_mode,
+    throttle_events,
+    throttling_devices,
+)
 
-_CPU = "devices/system/cpu"
+_CPU = "sys/devices/system/cpu/cpu[0-9]*"
 # Above this share of the cores, others were running already when the measurement began.
 _BUSY_LOAD_SHARE = 0.5
 _FREQUENCY_DROP = 0.10
 _STEAL_SHARE = 0.01
 _TICKS_PER_SECOND = 100  # of /proc/stat, on every Linux that the kernel builds by default
 _STEAL_COLUMN = 8
+_HOTTEST_MILLIDEGREES = 150_000
 
 
-def read_conditions(sys_root: Path = Path("/sys"), proc_root: Path = Path("/proc")) -> Conditions:
+def read_conditions(root: Path = Path("/")) -> Conditions:
     """Look at the machine now.
 
     Args:
-        sys_root: where the kernel (also a Jetson's) shows frequencies, governors and temperatures.
-        proc_root: where it shows load and times.
+        root: below which the kernel shows `sys` and `proc`; a test's own folder in tests.
     """
-    frequencies = [kilohertz / 1000 for kilohertz in _numbers(sys_root, f"{_CPU}/cpu[0-9]*/cpufreq/scaling_cur_freq")]
-    governors = sorted(set(_texts(sys_root, f"{_CPU}/cpu[0-9]*/cpufreq/scaling_governor")))
+    kilohertz = list(kernel_numbers(root, f"{_CPU}/cpufreq/scaling_cur_freq"))
+    frequencies = [value / 1000 for value in kilohertz] or _frequencies_of_cpuinfo(root)
+    governors = sorted(set(kernel_texts(root, f"{_CPU}/cpufreq/scaling_governor")))
     # Some zones report nonsense (negative, or absolute zero) where a sensor is off.
-    zones = [milli / 1000 for milli in _numbers(sys_root, "class/thermal/thermal_zone*/temp") if 0 < milli < 150_000]
-    throttles = list(_numbers(sys_root, f"{_CPU}/cpu[0-9]*/thermal_throttle/core_throttle_count"))
-    frequencies = frequencies or _frequencies_of_cpuinfo(proc_root)
+    zones = kernel_numbers(root, "sys/class/thermal/thermal_zone*/temp")
+    temperatures = [milli / 1000 for milli in zones if 0 < milli < _HOTTEST_MILLIDEGREES]
+    gpu = nvidia_gpu_state(root)
     return Conditions(
-        load_average=_load_average(proc_root),
+        load_average=_load_average(root),
         cpu_mhz=round(sum(frequencies) / len(frequencies), 1) if frequencies else None,
         governor=", ".join(governors) or None,
-        temperature_c=round(max(zones), 1) if zones else None,
-        throttle_count=int(sum(throttles)) if throttles else None,
-        steal_s=_steal_s(proc_root),
+        temperature_c=round(max(temperatures), 1) if temperatures else None,
+        throttle_count=throttle_events(root),
+        throttled_by=(*throttling_devices(root), *gpu.throttled_by),
+        power_mode=power_mode(root),
+        gpu_mhz=gpu.mhz,
+        gpu_temperature_c=gpu.temperature_c,
+        steal_s=_steal_s(root),
     )
 
 
@@ -54,10 +66,19 @@ def find_disturbances(before: Conditions, after: Conditions, *, num_cores: int, 
         found.append(
             f"the machine was busy when the run began: load average {before.load_average:.1f}, {num_cores} cores"
         )
-    if _has_risen(before.throttle_count, after.throttle_count):
-        found.append("the CPU was slowed down for its heat during the run")
-    if before.cpu_mhz and after.cpu_mhz and after.cpu_mhz < (1 - _FREQUENCY_DROP) * before.cpu_mhz:
-        found.append(f"the CPU's frequency fell from {before.cpu_mhz:.0f} to {after.cpu_mhz:.0f} MHz")
+    if before.throttle_count is not None and (after.throttle_count or 0) > before.throttle_count:
+        found.append("the machine was slowed down for its heat or current during the run")
+    held_back = sorted({*before.throttled_by, *after.throttled_by})
+    if held_back:
+        found.append(f"clocks were held down by {', '.join(held_back)}")
+    if before.power_mode != after.power_mode:
+        found.append(f"the power mode changed from {before.power_mode} to {after.power_mode}")
+    for name, earlier, later in (
+        ("CPU", before.cpu_mhz, after.cpu_mhz),
+        ("GPU", before.gpu_mhz, after.gpu_mhz),
+    ):
+        if earlier and later and later < (1 - _FREQUENCY_DROP) * earlier:
+            found.append(f"the {name}'s frequency fell from {earlier:.0f} to {later:.0f} MHz")
     if before.steal_s is not None and after.steal_s is not None and seconds > 0:
         share = (after.steal_s - before.steal_s) / (seconds * num_cores)
         if share > _STEAL_SHARE:
@@ -67,44 +88,24 @@ def find_disturbances(before: Conditions, after: Conditions, *, num_cores: int, 
     return tuple(found)
 
 
-def _has_risen(before: int | None, after: int | None) -> bool:
-    return before is not None and after is not None and after > before
-
-
-def _load_average(proc_root: Path) -> float | None:
+def _load_average(root: Path) -> float | None:
     try:
-        return float((proc_root / "loadavg").read_text().split()[0])
+        return float((root / "proc/loadavg").read_text().split()[0])
     except (OSError, ValueError, IndexError):
-        return round(os.getloadavg()[0], 2) if proc_root == Path("/proc") and hasattr(os, "getloadavg") else None
+        return round(os.getloadavg()[0], 2) if root == Path("/") and hasattr(os, "getloadavg") else None
 
 
-def _steal_s(proc_root: Path) -> float | None:
+def _steal_s(root: Path) -> float | None:
     try:
-        first_line = (proc_root / "stat").read_text().partition("\n")[0]
+        first_line = (root / "proc/stat").read_text().partition("\n")[0]
         return int(first_line.split()[_STEAL_COLUMN]) / _TICKS_PER_SECOND
     except (OSError, ValueError, IndexError):
         return None
 
 
-def _frequencies_of_cpuinfo(proc_root: Path) -> list[float]:
+def _frequencies_of_cpuinfo(root: Path) -> list[float]:
     try:
-        lines = (proc_root / "cpuinfo").read_text(errors="replace").splitlines()
+        lines = (root / "proc/cpuinfo").read_text(errors="replace").splitlines()
         return [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
     except (OSError, ValueError):
         return []
-
-
-def _texts(root: Path, pattern: str) -> Iterable[str]:
-    for path in sorted(root.glob(pattern)):
-        try:
-            yield path.read_text().strip()
-        except OSError:  # a sensor that is switched off
-            continue
-
-
-def _numbers(root: Path, pattern: str) -> Iterable[float]:
-    for text in _texts(root, pattern):
-        try:
-            yield float(text)
-        except ValueError:
-            continue

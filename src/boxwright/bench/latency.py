@@ -19,7 +19,7 @@ _WARM_UP_TOLERANCE = 0.03
 _WARM_UP_MIN_S = 0.5
 _WARM_UP_MAX_S = 10.0
 # Discarded before each series: the caches still hold what ran before.
-_SETTLE_IMAGES = 2
+SETTLE_IMAGES = 2
 _MIN_BLOCK_IMAGES = 2
 
 
@@ -108,7 +108,7 @@ class LatencyProbe:
             count: how many.
         """
         counted = range(start, start + max(count, _MIN_BLOCK_IMAGES))
-        settling = range(start - _SETTLE_IMAGES, start)
+        settling = range(start - SETTLE_IMAGES, start)
         for index in settling:
             self._end_to_end(index)
         end_to_end = [self._end_to_end(index) for index in counted]

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
-import subprocess
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 from boxwright.bench.candidate import Candidate
 from boxwright.bench.candidate_process import CandidateError, CandidateProcess, TimeBudget
+from boxwright.bench.gpu_memory import GpuMemoryMeter
+from boxwright.bench.latency import SETTLE_IMAGES
 from boxwright.bench.results import Settings
 
 Json = dict[str, Any]
 # Called with the candidate's name, what is being done, and the rounds that are done.
 OnRound = Callable[[str, str, int], None]
-_NVIDIA_SMI_TIMEOUT_S = 20
 _MIN_BLOCK_IMAGES = 2
+_PASSES = 3  # end to end, by stage, and the bare engine
+# A candidate's blocks of a launch should take no longer than this, as long as there are a few.
+_BLOCKS_S = 15.0
+_MIN_ROUNDS = 4
+
+
+T = TypeVar("T")
+
+
+def turns(entries: Sequence[T], index: int) -> list[T]:
+    """The entries in the order of a turn: each is at every place, and ahead of every other, equally often.
+
+    Who is started first, or runs after whom, is a percent faster or slower for it; that must not stick to a candidate.
+    Turn by turn the order is rotated, and every second time reversed.
+    """
+    start = index // 2 % len(entries) if entries else 0
+    rotated = [*entries[start:], *entries[:start]]
+    return rotated[::-1] if index % 2 else rotated
 
 
 class Launch:
@@ -51,67 +68,60 @@ class Launch:
 
         Args:
             candidates: to be measured in turn.
-            index: of the launch; turns the order of the candidates.
+            index: of the launch; changes the order in which candidates are started and take turns.
         """
         with contextlib.ExitStack() as stack:
             processes: dict[str, CandidateProcess] = {}
             records: dict[str, Json] = {}
-            for candidate in candidates:
+            for candidate in turns(candidates, index):
                 name = candidate.name
+                gpu_memory = GpuMemoryMeter()
                 process = stack.enter_context(
                     CandidateProcess(candidate, budget=self._budgets[name], cores=self._settings.cores)
                 )
                 try:
-                    records[name] = self._start(name, process)
+                    records[name] = self._start(name, process, gpu_memory)
                     processes[name] = process
                 except CandidateError as error:
                     self._on_failure(name, error)
-            for round_index in range(self._settings.rounds):
-                self._run_round(processes, records, round_index, shift=index + round_index)
+            for round_index in range(self._num_rounds(records.values())):
+                turn = index * self._settings.rounds + round_index
+                self._run_round(processes, records, round_index, turns(list(processes), turn))
         return {name: records[name] for name in processes}
 
-    def _start(self, name: str, process: CandidateProcess) -> Json:
+    def _num_rounds(self, records: Iterable[Json]) -> int:
+        """Fewer than wanted where candidates are so slow that a launch would take too long."""
+        most = min((int(_BLOCKS_S / record["block_s"]) for record in records), default=0)
+        return min(self._settings.rounds, max(_MIN_ROUNDS, most))
+
+    def _start(self, name: str, process: CandidateProcess, gpu_memory: GpuMemoryMeter) -> Json:
         settings = self._settings
         self._on_round(name, "opening", 0)
         opened = process.open(conf=settings.latency_conf, iou=settings.iou, image_paths=self._image_paths)
         self._on_round(name, "warming up", 0)
         warm = process.call("warm_up", with_raw_engine=settings.with_raw_engine)
-        images = int(settings.block_s * 1e3 / warm["image_ms"])
+        image_ms = warm["image_ms"]
+        count = max(_MIN_BLOCK_IMAGES, min(int(settings.block_s * 1e3 / image_ms), warm["num_images"]))
         return {
             **opened,
             "raw_engine_note": warm["raw_engine_note"],
-            "images_per_round": max(_MIN_BLOCK_IMAGES, min(images, warm["num_images"])),
-            "gpu_memory_mb": gpu_memory_mb(opened["pid"]),
+            "images_per_round": count,
+            "block_s": _PASSES * (count + SETTLE_IMAGES) * image_ms / 1e3,
+            "gpu_memory_mb": gpu_memory.used_mb(opened["pid"]),
             "blocks": [],
         }
 
     def _run_round(
-        self, processes: dict[str, CandidateProcess], records: dict[str, Json], round_index: int, *, shift: int
+        self, processes: dict[str, CandidateProcess], records: dict[str, Json], round_index: int, names: Sequence[str]
     ) -> None:
-        names = list(processes)
-        for position in range(len(names)):
-            name = names[(position + shift) % len(names)]
+        most = max((records[name]["images_per_round"] for name in names), default=0)
+        for name in names:
             count = records[name]["images_per_round"]
             try:
-                block = processes[name].call("block", start=round_index * count, count=count)
+                block = processes[name].call("block", start=round_index * most, count=count)  # all from the same image
             except CandidateError as error:
                 del processes[name]
                 self._on_failure(name, error)
             else:
                 records[name]["blocks"].append(block)
                 self._on_round(name, "timing", round_index + 1)
-
-
-def gpu_memory_mb(pid: int) -> float | None:
-    """GPU memory that a process holds, in 10^6 bytes; None where `nvidia-smi` is not there or does not name it."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return None
-    command = [program, "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=_NVIDIA_SMI_TIMEOUT_S, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    rows = [[cell.strip() for cell in line.split(",")] for line in answer.stdout.splitlines()]
-    mebibytes = [int(row[1]) for row in rows if len(row) == 2 and row[0] == str(pid) and row[1].isdigit()]
-    return round(sum(mebibytes) * 2**20 / 1e6, 1) if mebibytes else None

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 DoubleArray = NDArray[np.float64]
-# Block times in ms: a list for each launch of a number for each round, all launches of equally many rounds.
+# Block times in ms: a list for each launch of a number for each round.
 Rounds = Sequence[Sequence[float]]
 Verdict = Literal["equal", "faster", "slower"]
 
@@ -62,7 +62,7 @@ class Comparison:
 
 def typical_time(rounds: Rounds) -> Interval:
     """The mean over launches of the median of their rounds, in their unit."""
-    centre, error, degrees = _mean_and_error(np.log(_launch_medians(rounds)))
+    centre, error, degrees = _mean_and_error(np.log(_launch_medians(_as_arrays(rounds))))
     return _interval(float(np.exp(centre)), error, degrees)
 
 
@@ -98,7 +98,7 @@ def compare_interleaved(first: Rounds, second: Rounds) -> Comparison:
         first: block times of one.
         second: of the other; the same launches and rounds.
     """
-    log_ratios = np.log(_as_array(first)) - np.log(_as_array(second))
+    log_ratios = [np.log(one) - np.log(other) for one, other in zip(_as_arrays(first), _as_arrays(second), strict=True)]
     return _judge(*_mean_and_error(_launch_medians(log_ratios)))
 
 
@@ -108,7 +108,7 @@ def compare_separate(first: Rounds, second: Rounds) -> Comparison:
     Source of the degrees of freedom: Welch, The generalization of Student's problem, Biometrika 34, 1947.
     """
     (one, one_error, one_degrees), (other, other_error, other_degrees) = (
-        _mean_and_error(np.log(_launch_medians(rounds))) for rounds in (first, second)
+        _mean_and_error(np.log(_launch_medians(_as_arrays(rounds)))) for rounds in (first, second)
     )
     error = float(np.hypot(one_error, other_error))
     shares = [
@@ -121,21 +121,18 @@ def compare_separate(first: Rounds, second: Rounds) -> Comparison:
 
 def relative_spread(rounds: Rounds) -> float:
     """How much the block times of a launch differ: half the range of their middle 80 %, over their median."""
-    low, middle, high = np.quantile(_as_array(rounds), [0.1, 0.5, 0.9], axis=1)
-    return float(np.median((high - low) / 2 / middle))
+    ends = np.array([np.quantile(times, [0.1, 0.5, 0.9]) for times in _as_arrays(rounds)])  # (launches, 3)
+    return float(np.median((ends[:, 2] - ends[:, 0]) / 2 / ends[:, 1]))
 
 
-def _as_array(rounds: Rounds) -> DoubleArray:
-    times = np.asarray(rounds, dtype=np.float64)  # (launches, rounds)
-    assert times.ndim == 2 and times.size > 0
-    return times
+def _as_arrays(rounds: Rounds) -> list[DoubleArray]:
+    assert len(rounds) > 0 and all(len(times) > 0 for times in rounds)
+    return [np.asarray(times, dtype=np.float64) for times in rounds]
 
 
-def _launch_medians(rounds: Rounds | DoubleArray) -> DoubleArray:
+def _launch_medians(launches: Sequence[DoubleArray]) -> DoubleArray:
     """The median of each launch, which a disturbed round does not move; of one launch alone, its rounds."""
-    values = _as_array(rounds)
-    medians: DoubleArray = values[0] if len(values) == 1 else np.median(values, axis=1)
-    return medians
+    return launches[0] if len(launches) == 1 else np.array([np.median(rounds) for rounds in launches])
 
 
 def _mean_and_error(blocks: DoubleArray) -> tuple[float, float, float]:

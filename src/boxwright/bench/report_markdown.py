@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from boxwright.bench.results import BenchReport, Conditions, Latency, Result, Stages
+from boxwright.bench.results import BenchReport, Conditions, Latency, Result, Stages, Thresholds
 
 _NOTHING = "-"
 # Heading, and how a result fills it.
@@ -23,6 +23,21 @@ _SPEED_COLUMNS: tuple[tuple[str, Callable[[Result], str]], ...] = (
     ("engine alone ms", lambda row: number(row.raw_engine_ms, 2)),
     ("end to end / engine", lambda row: number(row.end_to_end_ratio, 2)),
 )
+_ACCURACY_COLUMNS: tuple[tuple[str, Callable[[Result], str]], ...] = (
+    ("candidate", lambda row: row.name),
+    ("AP", lambda row: accuracy(row, "map")),
+    ("AP50", lambda row: accuracy(row, "map50")),
+    ("AP75", lambda row: accuracy(row, "map75")),
+    ("AP small", lambda row: accuracy(row, "map_small")),
+    ("AP medium", lambda row: accuracy(row, "map_medium")),
+    ("AP large", lambda row: accuracy(row, "map_large")),
+    ("AR 1", lambda row: accuracy(row, "ar_1")),
+    ("AR 10", lambda row: accuracy(row, "ar_10")),
+    ("AR 100", lambda row: accuracy(row, "ar")),
+    ("VOC AP50 (area)", lambda row: accuracy(row, "voc_ap50_area")),
+    ("VOC AP50 (11 points)", lambda row: accuracy(row, "voc_ap50_11point")),
+    ("thresholds", lambda row: thresholds(row.accuracy_thresholds)),
+)
 _COST_COLUMNS: tuple[tuple[str, Callable[[Result], str]], ...] = (
     ("candidate", lambda row: row.name),
     ("read ms", lambda row: part(row.stages_ms, "read")),
@@ -35,6 +50,7 @@ _COST_COLUMNS: tuple[tuple[str, Callable[[Result], str]], ...] = (
     ("GPU MB", lambda row: number(row.gpu_memory_mb, 0)),
     ("size MB", lambda row: number(row.size_mb, 2)),
     ("most FPS (batch x streams)", lambda row: throughput(row)),
+    ("time in no stage", lambda row: _NOTHING if row.overhead is None else f"{row.overhead:.2%}"),
 )
 
 
@@ -55,6 +71,7 @@ def to_markdown(report: BenchReport, *, plot_file: str | None = None) -> str:
         "FPS is 1000 / p50, one image at a time, preprocessing and NMS included, reading the image not. *Engine alone* "
         "is the bare engine on the graph up to the raw heads, on the same inputs in the same run.",
         *_not_measured(report),
+        *_accuracy(report),
         "## Who is faster",
         *(_bullets(pair_lines(report)) if report.pairs else ["Fewer than two candidates have a latency."]),
         "## What it costs",
@@ -94,6 +111,16 @@ def part(numbers: Latency | Stages | None, name: str) -> str:
     return number(None if numbers is None else getattr(numbers, name), 2)
 
 
+def accuracy(row: Result, name: str) -> str:
+    """One of the numbers of a candidate's accuracy with four digits, a dash where there is none."""
+    return number(None if row.accuracy is None else getattr(row.accuracy, name), 4)
+
+
+def thresholds(used: Thresholds | None) -> str:
+    """What a number was measured with."""
+    return _NOTHING if used is None else f"conf {used.conf:g}, IoU {used.iou:g}, {used.max_det} boxes"
+
+
 def throughput(row: Result) -> str:
     """The best rate and how it was reached."""
     best = row.throughput
@@ -117,6 +144,12 @@ def _table(columns: Sequence[tuple[str, Callable[[Result], str]]], rows: Sequenc
 def warning_lines(report: BenchReport) -> list[str]:
     """What a reader should know before the numbers."""
     return [*report.notes, *(f"{row.name}: {note}" for row in report.results for note in row.notes)]
+
+
+def _accuracy(report: BenchReport) -> list[str]:
+    if not any(row.accuracy for row in report.results):
+        return []
+    return ["## Accuracy", _table(_ACCURACY_COLUMNS, [row for row in report.results if row.accuracy])]
 
 
 def _warnings(report: BenchReport) -> list[str]:
@@ -147,9 +180,10 @@ def method_lines(report: BenchReport) -> list[str]:
     """How, on what machine and with which software it was measured."""
     settings, machine = report.settings, report.machine
     launches = max((len(row.rounds_ms) for row in report.results), default=0)
+    rounds = max((len(launch) for row in report.results for launch in row.rounds_ms), default=0)
     accuracy = f"mAP at conf {settings.accuracy_conf:g}" if settings.with_accuracy else "mAP not measured"
     return [
-        f"{launches} launches (a fresh process of every candidate), {settings.rounds} rounds each, in which the "
+        f"{launches} launches (a fresh process of every candidate), {rounds} rounds each, in which the "
         f"candidates take turns over the same images",
         f"{accuracy}, latency at conf {settings.latency_conf:g}, NMS at IoU {settings.iou:g}",
         f"cores: {', '.join(map(str, settings.cores)) or 'all'}",
@@ -172,6 +206,10 @@ def conditions_text(conditions: Conditions) -> str:
         ("governor {}", conditions.governor),
         ("{:.0f} degrees C", conditions.temperature_c),
         ("throttled {} times since it was started", conditions.throttle_count),
+        ("held down by {}", ", ".join(conditions.throttled_by) or None),
+        ("power mode {}", conditions.power_mode),
+        ("GPU {:.0f} MHz", conditions.gpu_mhz),
+        ("GPU {:.0f} degrees C", conditions.gpu_temperature_c),
         ("{:.1f} s taken by the host since it was started", conditions.steal_s),
     )
     return ", ".join(text.format(value) for text, value in parts if value is not None) or "the machine says nothing"

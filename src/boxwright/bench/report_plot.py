@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from boxwright.bench.results import BenchReport, Result
+from boxwright.bench.results import BenchReport, Result, short_name
 from boxwright.core.errors import MissingDependencyError
 from boxwright.core.files import atomic_file
 
@@ -140,7 +140,7 @@ def _draw_legend(axes: Axes, points: list[Result]) -> None:
 
 
 def _place_labels(axes: Axes, points: list[Result]) -> None:
-    """Write the name of each file beside its point, where it covers no other name and no point.
+    """Write the name of each candidate beside its point, where it covers no other name and no point.
 
     Backend and precision are told by the colour and the mark.
     """
@@ -168,7 +168,7 @@ def _place_labels(axes: Axes, points: list[Result]) -> None:
 def _write_label(axes: Axes, row: Result, offset: tuple[int, int], colour: str) -> Annotation:
     is_far = abs(offset[1]) > _FAR_OFFSET
     return axes.annotate(
-        Path(row.model).name,
+        short_name(row),
         (row.fps or 0.0, row.map or 0.0),
         xytext=offset,
         textcoords="offset points",

@@ -137,7 +137,7 @@ class Result:
         load_s: opening the file, median over the launches.
         first_inference_ms: the first image after that, median over the launches.
         peak_rss_mb: the most memory that a process which opens the file and detects in images takes.
-        gpu_memory_mb: of the process, on NVIDIA.
+        gpu_memory_mb: that a process holds after its warm-up, on NVIDIA.
         size_mb: of the file or folder, 1 MB = 10^6 bytes.
         rounds_ms: for each launch the median latency of each round.
         quantiles_ms: the latency at probabilities 0, 0.02 ... 1.
@@ -235,9 +235,9 @@ class Settings:
         cores: that the processes are pinned to; empty for all.
         min_launches: fresh processes of each candidate, at least.
         max_launches: at most, while intervals are too wide to tell candidates apart.
-        rounds: in a launch.
+        rounds: in a launch, at most; many short ones, so that whoever is compared ran almost at the same time.
         num_latency_images: different images a round goes through, at most.
-        block_s: how long a block of a round should take; slow candidates take fewer images a round.
+        block_s: how long a candidate's turn in a round should take, to which it fits the number of images (at least 2).
         time_limit_s: of each candidate, in all.
         with_raw_engine: whether the bare engine is measured too.
         with_throughput: whether the best batch and number of streams are searched for.
@@ -252,12 +252,12 @@ class Settings:
     cores: tuple[int, ...] = ()
     min_launches: int = 3
     max_launches: int = 8
-    rounds: int = 8
+    rounds: int = 20
     num_latency_images: int = 16
-    block_s: float = 0.4
+    block_s: float = 0.05
     time_limit_s: float = 900.0
     with_raw_engine: bool = True
-    with_throughput: bool = False
+    with_throughput: bool = True
     streams: tuple[int, ...] = ()
     with_accuracy: bool = True
 
@@ -271,7 +271,12 @@ class Conditions:
         cpu_mhz: mean over the cores.
         governor: of the CPU's frequency.
         temperature_c: the hottest zone.
-        throttle_count: how often the CPU has been slowed down for its heat since it was started.
+        throttle_count: how often the CPU has been slowed down for its heat, or a Jetson for its current, since the
+            start.
+        throttled_by: what holds clocks down now: cooling devices of the kernel, and NVIDIA's reasons.
+        power_mode: a Jetson's (nvpmodel) or a laptop's.
+        gpu_mhz: of an NVIDIA GPU, also a Jetson's.
+        gpu_temperature_c: of an NVIDIA GPU.
         steal_s: time that the host of a virtual machine gave to others, since the start.
     """
 
@@ -280,6 +285,10 @@ class Conditions:
     governor: str | None = None
     temperature_c: float | None = None
     throttle_count: int | None = None
+    throttled_by: tuple[str, ...] = ()
+    power_mode: str | None = None
+    gpu_mhz: float | None = None
+    gpu_temperature_c: float | None = None
     steal_s: float | None = None
 
 
@@ -322,6 +331,11 @@ class BenchReport:
     notes: tuple[str, ...] = ()
     is_complete: bool = True
     schema_version: int = SCHEMA_VERSION
+
+
+def short_name(row: Result) -> str:
+    """The name, less the precision and engine that a table or picture says beside it anyway."""
+    return row.name.removesuffix(f" {row.precision}").removesuffix(f" {row.backend}")
 
 
 def verdict_between(report: BenchReport, first: str, second: str) -> Verdict | None:

@@ -35,8 +35,15 @@ from boxwright.bench.conditions import find_disturbances, read_conditions
 from boxwright.bench.launch import Launch
 from boxwright.bench.results import BenchReport, DataSummary, Result, Settings
 from boxwright.bench.run_state import RunState, fingerprint
-from boxwright.bench.summary import block_medians, find_pairs, find_pareto, is_precise, summarise
-from boxwright.core.errors import InputError
+from boxwright.bench.summary import (
+    LaunchRounds,
+    find_pairs,
+    find_pareto,
+    is_precise,
+    rounds_by_launch,
+    summarise,
+)
+from boxwright.core.errors import DatasetError, InputError, OutputError
 from boxwright.core.files import cache_dir
 from boxwright.core.machine import describe_machine
 from boxwright.data.dataset import Dataset
@@ -49,6 +56,7 @@ _SOFTWARE = (
     "boxwright numpy opencv-python-headless onnxruntime onnxruntime-gpu openvino tensorrt torch faster-coco-eval"
 ).split()  # fmt: skip
 _UNFINISHED_NOTE = "the run was interrupted; the same command goes on where it stopped"
+_KEPT_NOTE = "what is measured is kept: the same command goes on from it"
 
 
 class Observer:
@@ -106,11 +114,12 @@ def run_benchmark(
     settings: Settings | None = None,
     observer: Observer | None = None,
     command: str | None = None,
+    deliver: Callable[[BenchRun], None] | None = None,
 ) -> BenchRun:
     """Measure candidates on a data set, each in processes of its own.
 
-    What is measured is kept under the user's cache until the run is complete: called again with the same files and
-    settings, an interrupted run goes on.
+    What is measured is kept under the user's cache until the run is complete and delivered: called again with the same
+    files and settings, a run that was interrupted, or whose report could not be written, goes on.
 
     Args:
         candidates: at least one; those without a name get one.
@@ -118,6 +127,7 @@ def run_benchmark(
         settings: how to measure.
         observer: told of progress.
         command: that the user typed; this process's where None.
+        deliver: called with the run, to write its report; what it raises is raised, and nothing measured is lost.
 
     Raises:
         InputError: where the data set is of no use, or a path does not exist.
@@ -132,6 +142,7 @@ def run_benchmark(
         settings or Settings(),
         observer or Observer(),
         command or shlex.join(sys.argv),
+        deliver or (lambda run: None),
     ).run()
 
 
@@ -145,12 +156,15 @@ class _Run:
         settings: Settings,
         observer: Observer,
         command: str,
+        deliver: Callable[[BenchRun], None],
     ) -> None:
         self._dataset = dataset
         self._data_sha256 = data_sha256(dataset)
         self._settings = settings
         self._observer = observer
         self._command = command
+        self._deliver = deliver
+        self._can_keep = True
         self._rows = {
             entry.name: _Row(
                 entry, content_sha256(entry.model), size_mb(entry.model), TimeBudget(settings.time_limit_s)
@@ -188,7 +202,7 @@ class _Run:
             data=self._describe_data(),
             results=results,
             pareto=find_pareto(results),
-            pairs=find_pairs(results),
+            pairs=find_pairs({name: rounds_by_launch(name, self._state.launches) for name in self._rows}),
             machine=machine,
             software=_software_versions(),
             conditions_before=before,
@@ -197,16 +211,31 @@ class _Run:
             notes=notes + ((_UNFINISHED_NOTE,) if interrupted else ()),
             is_complete=not interrupted,
         )
-        if not interrupted:
-            self._state.discard()
         rows = self._rows.items()
-        return BenchRun(
+        run = BenchRun(
             report=report,
             predictions={name: row.predictions for name, row in rows if row.predictions is not None},
             class_precisions={name: row.class_precisions for name, row in rows if row.class_precisions is not None},
             dataset=self._dataset,
             interrupted=interrupted,
         )
+        try:
+            self._deliver(run)
+        except BaseException:
+            self._observer.note(_KEPT_NOTE)
+            raise
+        if not interrupted:
+            self._state.discard()
+        return run
+
+    def _keep(self) -> None:
+        """Save what is measured; without room for it the run goes on and says so once."""
+        try:
+            self._state.save()
+        except OutputError as error:
+            if self._can_keep:
+                self._observer.note(f"what is measured cannot be kept for a run that would go on from it: {error}")
+            self._can_keep = False
 
     def _alive(self) -> list[_Row]:
         return [row for row in self._rows.values() if row.failure is None]
@@ -229,7 +258,7 @@ class _Run:
             try:
                 if name not in self._state.accuracy:
                     self._state.accuracy[name] = self._predict(row, done)
-                    self._state.save()
+                    self._keep()
                 row.predictions = self._read_predictions(name)
                 row.accuracy, row.class_precisions = score_with_curves(row.predictions, self._dataset)
             except CandidateError as error:
@@ -242,7 +271,7 @@ class _Run:
         self._observer.progress("accuracy", name, "opening", done)
         with CandidateProcess(row.candidate, budget=row.budget, cores=settings.cores) as process:
             opened = process.open(conf=settings.accuracy_conf, iou=settings.iou, image_paths=[])
-            match_classes(tuple(opened["class_names"]), self._dataset)  # before an hour is spent on it
+            self._check_classes(tuple(opened["class_names"]))  # before an hour is spent on it
             reply = process.call(
                 "predict",
                 image_paths=[str(sample.image_path) for sample in self._dataset.samples],
@@ -250,6 +279,15 @@ class _Run:
                 on_progress=lambda count: self._observer.progress("accuracy", name, "measuring mAP", done + count),
             )
         return {**opened, **reply}
+
+    def _check_classes(self, class_names: tuple[str, ...]) -> None:
+        """Names that do not fit end a run of one candidate; of several, each that fits is measured."""
+        try:
+            match_classes(class_names, self._dataset)
+        except DatasetError as error:
+            if len(self._rows) == 1:
+                raise
+            raise CandidateError("failed", str(error)) from error
 
     def _read_predictions(self, name: str) -> Predictions:
         found = self._state.read_detections(name)
@@ -291,7 +329,7 @@ class _Run:
                 for start in range(0, len(candidates), _MOST_ALIVE):
                     records |= launch.run(candidates[start : start + _MOST_ALIVE], index=launches)
             self._state.launches.append(records)
-            self._state.save()
+            self._keep()
             self._show_rows()
 
     @contextlib.contextmanager
@@ -305,9 +343,9 @@ class _Run:
 
         yield on_round
 
-    def _rounds_of_candidates(self) -> dict[str, list[list[float]]]:
+    def _rounds_of_candidates(self) -> dict[str, LaunchRounds]:
         """Block medians of the candidates that are still measured."""
-        return {row.candidate.name: block_medians(self._records(row.candidate.name)) for row in self._alive()}
+        return {row.candidate.name: rounds_by_launch(row.candidate.name, self._state.launches) for row in self._alive()}
 
     def _records(self, name: str) -> list[Json]:
         return [launch[name] for launch in self._state.launches if name in launch]
@@ -335,7 +373,7 @@ class _Run:
                 self._fail(name, error)
             else:
                 self._state.throughput[name] = reply
-                self._state.save()
+                self._keep()
                 self._show_rows()
 
     # Summary ----------------------------------------------------------------------------------------------------------
@@ -423,9 +461,12 @@ def benchmark(
         for backend in (backends or (None,))
         for precision in precisions
     ]
-    run = run_benchmark(candidates, load_dataset(data, split), settings=settings)
-    if out is not None:
-        write_report(run, Path(out))
+
+    def deliver(run: BenchRun) -> None:
+        if out is not None:
+            write_report(run, Path(out))
+
+    run = run_benchmark(candidates, load_dataset(data, split), settings=settings, deliver=deliver)
     if run.interrupted:
         raise KeyboardInterrupt
     return run.report

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+import boxwright
 from boxwright.bench.candidate import Candidate, content_sha256
 from boxwright.bench.results import Settings
 from boxwright.core.codec import to_jsonable
@@ -21,6 +23,8 @@ from boxwright.core.errors import OutputError
 from boxwright.core.files import write_text
 
 _STATE_FILE = "state.json"
+# Rises when what is kept changes, so that no run goes on from what it cannot read.
+_STATE_VERSION = 2
 Json = dict[str, Any]
 
 
@@ -35,6 +39,8 @@ def fingerprint(candidates: Sequence[Candidate], settings: Settings, data_sha256
     """A name for the run: the same only where the same files are measured in the same way on the same data."""
     limits = {"min_launches", "max_launches", "time_limit_s"}  # a run may go on with others
     document = {
+        "boxwright": boxwright.__version__,
+        "state": _STATE_VERSION,
         "candidates": [{**to_jsonable(entry), "sha256": content_sha256(entry.model)} for entry in candidates],
         "settings": {key: value for key, value in to_jsonable(settings).items() if key not in limits},
         "data": data_sha256,
@@ -76,7 +82,9 @@ class RunState:
             ) from error
         try:
             document = json.loads((directory / _STATE_FILE).read_text(encoding="utf-8"))
-            return cls(directory, document["accuracy"], document["launches"], document["throughput"])
+            state = cls(directory, document["accuracy"], document["launches"], document["throughput"])
+            state.accuracy = {name: reply for name, reply in state.accuracy.items() if state._has_detections(name)}
+            return state
         except (OSError, ValueError, KeyError, TypeError):  # none, or one of another version
             return cls(directory)
 
@@ -97,6 +105,13 @@ class RunState:
     def detections_path(self, name: str) -> Path:
         """Where the process of a candidate writes what it finds."""
         return self.directory / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.npz"
+
+    def _has_detections(self, name: str) -> bool:
+        try:
+            with np.load(self.detections_path(name)) as arrays:
+                return "counts" in arrays
+        except (OSError, ValueError, zipfile.BadZipFile):
+            return False
 
     def read_detections(self, name: str) -> RawDetections:
         """What a candidate found, in its own classes."""

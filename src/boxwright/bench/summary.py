@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,12 @@ import numpy as np
 from boxwright.bench.accuracy import AccuracyResult
 from boxwright.bench.candidate import Candidate
 from boxwright.bench.candidate_process import CandidateError
-from boxwright.bench.noise import compare_interleaved, image_statistics, relative_spread, typical_time
+from boxwright.bench.noise import Comparison, compare_interleaved, image_statistics, relative_spread, typical_time
 from boxwright.bench.results import Latency, Pair, ParetoPoint, Result, Stages, Thresholds, Throughput
 
 Json = dict[str, Any]
+# Of a candidate: block medians in milliseconds by the index of the launch, all of equally many rounds.
+LaunchRounds = dict[int, list[float]]
 # Above this, block times of one launch differ too much for a machine that is left alone.
 _NOISY_SPREAD = 0.10
 _NUM_QUANTILES = 51
@@ -147,30 +150,41 @@ def _engine_ratio(block: Json) -> float | None:
     return float(np.median(block["end_to_end"]) / np.median(block["raw_engine"])) if block["raw_engine"] else None
 
 
-def is_precise(rounds_of_candidates: Sequence[list[list[float]]]) -> bool:
+def rounds_by_launch(name: str, launches: Sequence[Mapping[str, Json]]) -> LaunchRounds:
+    """Block medians of a candidate in each launch that it came through, by the launch's index."""
+    return {index: block_medians([launch[name]])[0] for index, launch in enumerate(launches) if name in launch}
+
+
+def is_precise(rounds_of_candidates: Sequence[LaunchRounds]) -> bool:
     """Whether all times, and all ratios of times that are close, are known well enough."""
-    for index, rounds_ms in enumerate(rounds_of_candidates):
-        typical = typical_time(rounds_ms)
+    measured = [rounds for rounds in rounds_of_candidates if rounds]
+    for index, rounds in enumerate(measured):
+        typical = typical_time(list(rounds.values()))
         if (typical.high - typical.low) / 2 > _PRECISE_TIME * typical.value:
             return False
-        for other in rounds_of_candidates[:index]:
-            comparison = compare_interleaved(rounds_ms, other)
-            is_close = 1 / _FAR_APART < comparison.ratio < _FAR_APART
-            if is_close and (comparison.high - comparison.low) / 2 > _PRECISE_RATIO:
+        for other in measured[:index]:
+            comparison = _compare(rounds, other)
+            is_close = comparison is not None and 1 / _FAR_APART < comparison.ratio < _FAR_APART
+            if comparison is not None and is_close and (comparison.high - comparison.low) / 2 > _PRECISE_RATIO:
                 return False
     return True
 
 
-def find_pairs(results: Sequence[Result]) -> tuple[Pair, ...]:
-    """How each two candidates with a latency compare."""
-    measured = [result for result in results if result.rounds_ms]
+def find_pairs(rounds_of_candidates: Mapping[str, LaunchRounds]) -> tuple[Pair, ...]:
+    """How each two candidates compare, in the launches that both came through."""
     pairs = []
-    for index, first in enumerate(measured):
-        for second in measured[index + 1 :]:
-            common = min(len(first.rounds_ms), len(second.rounds_ms))  # where one dropped out
-            comparison = compare_interleaved(first.rounds_ms[:common], second.rounds_ms[:common])
-            pairs.append(Pair(first=first.name, second=second.name, comparison=comparison))
+    for (first, rounds), (second, other) in combinations(rounds_of_candidates.items(), 2):
+        comparison = _compare(rounds, other)
+        if comparison is not None:
+            pairs.append(Pair(first=first, second=second, comparison=comparison))
     return tuple(pairs)
+
+
+def _compare(first: LaunchRounds, second: LaunchRounds) -> Comparison | None:
+    common = sorted(first.keys() & second.keys())
+    if not common:
+        return None
+    return compare_interleaved([first[index] for index in common], [second[index] for index in common])
 
 
 def find_pareto(results: Sequence[Result]) -> tuple[ParetoPoint, ...]:

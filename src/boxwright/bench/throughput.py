@@ -16,7 +16,9 @@ OpenDetector = Callable[[int], Detector]
 _BATCHES = (1, 2, 4, 8, 16)
 _TRIAL_S = 1.5
 _WARM_UP_CALLS = 2
-# A trial that is not better than the best by this much ends the search in its direction.
+# More streams, larger batches, fewer streams, smaller batches.
+_STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
+# A trial that is not better than the best by this much is no step forward.
 _GAIN = 1.02
 
 
@@ -25,37 +27,51 @@ def search_throughput(
     images: Sequence[Image],
     *,
     num_cores: int,
+    num_threads: int = 0,
     streams: Sequence[int] = (),
     trial_s: float = _TRIAL_S,
 ) -> Throughput:
     """Find the number of streams and the batch size with the most images a second, end to end.
 
-    First the streams grow at the smallest batch, then the batch at the best number of streams.
+    From one stream and the smallest batch it climbs to whichever neighbour is better, until none is; then the best is
+    measured once more, for longer, since the best of many trials was lucky too.
 
     Args:
-        open_detector: called for each stream; the cores are shared out among them.
+        open_detector: called for each stream with the threads it gets.
         images: (H, W, 3) uint8 BGR; at least one.
         num_cores: that the process may use.
+        num_threads: of each detector; 0 shares the cores out among the streams.
         streams: numbers to try; powers of two up to the number of cores where empty.
         trial_s: seconds a trial.
     """
-    with open_detector(0) as probe:
+    with open_detector(num_threads) as probe:
         fixed, most = probe.backend.inputs["images"].shape[0], probe.batch_size
-    batches = [fixed] if fixed is not None else [size for size in _BATCHES if size <= most]
-    best = Throughput(fps=0.0, batch=batches[0], streams=1)
-    for count in streams or _powers_of_two(num_cores):
-        trial = _run_trial(open_detector, images, streams=count, batch=batches[0], num_cores=num_cores, trial_s=trial_s)
-        if trial.fps < best.fps * _GAIN and not streams:
-            break
-        best = max(best, trial, key=lambda entry: entry.fps)
-    for batch in batches[1:]:
-        trial = _run_trial(
-            open_detector, images, streams=best.streams, batch=batch, num_cores=num_cores, trial_s=trial_s
-        )
-        if trial.fps < best.fps * _GAIN:
-            break
-        best = trial
-    return best
+    batches = [fixed] if fixed is not None else [size for size in _BATCHES if size <= most] or [1]
+    counts = sorted(set(streams)) or _powers_of_two(num_cores)
+    tried: dict[tuple[int, int], Throughput] = {}
+
+    def measure(count_index: int, batch_index: int, seconds: float) -> Throughput:
+        count, batch = counts[count_index], batches[batch_index]
+        # One stream leaves the threads to the engine, as the latency measurement does.
+        threads = num_threads or (0 if count == 1 else max(1, num_cores // count))
+        return _run_trial(open_detector, images, streams=count, batch=batch, num_threads=threads, trial_s=seconds)
+
+    here = (0, 0)
+    tried[here] = measure(*here, trial_s)
+    for place in ((index, 0) for index in range(1, len(counts)) if streams):  # all that the user named
+        tried[place] = measure(*place, trial_s)
+        here = max(here, place, key=lambda entry: tried[entry].fps)
+    while True:
+        for step in _STEPS:
+            place = (here[0] + step[0], here[1] + step[1])
+            if place in tried or not (0 <= place[0] < len(counts) and 0 <= place[1] < len(batches)):
+                continue
+            tried[place] = measure(*place, trial_s)
+            if tried[place].fps > _GAIN * tried[here].fps:
+                here = place
+                break
+        else:
+            return measure(*here, 2 * trial_s)
 
 
 def _run_trial(
@@ -64,13 +80,11 @@ def _run_trial(
     *,
     streams: int,
     batch: int,
-    num_cores: int,
+    num_threads: int,
     trial_s: float,
 ) -> Throughput:
     with contextlib.ExitStack() as stack:
-        # One stream leaves the threads to the engine, as the latency measurement does.
-        threads_each = 0 if streams == 1 else max(1, num_cores // streams)
-        detectors = [stack.enter_context(open_detector(threads_each)) for _ in range(streams)]
+        detectors = [stack.enter_context(open_detector(num_threads)) for _ in range(streams)]
         workers = [_Stream(detector, images, batch, offset) for offset, detector in enumerate(detectors)]
         for worker in workers:
             worker.warm_up()

@@ -24,6 +24,7 @@ import numpy as np
 from boxwright.bench.latency import LatencyProbe
 from boxwright.bench.raw_engine import open_raw_engine
 from boxwright.core.errors import BoxwrightError, ImageError, MissingDependencyError, UnsupportedError
+from boxwright.core.files import atomic_file
 from boxwright.core.images import Image, read_image
 from boxwright.runtimes.detector import Detector
 
@@ -94,13 +95,14 @@ class Worker:
                 class_ids.append(found.class_ids)
                 counts.append(len(found))
             self._send({"progress": index + 1})
-        np.savez(
-            target,
-            counts=np.array(counts, dtype=np.int64),
-            boxes_xyxy=np.concatenate([np.zeros((0, 4), np.float32), *boxes]),
-            scores=np.concatenate([np.zeros(0, np.float32), *scores]),
-            class_ids=np.concatenate([np.zeros(0, np.int32), *class_ids]),
-        )
+        with atomic_file(target) as temporary:
+            np.savez(
+                temporary,
+                counts=np.array(counts, dtype=np.int64),
+                boxes_xyxy=np.concatenate([np.zeros((0, 4), np.float32), *boxes]),
+                scores=np.concatenate([np.zeros(0, np.float32), *scores]),
+                class_ids=np.concatenate([np.zeros(0, np.int32), *class_ids]),
+            )
         return {"unreadable": unreadable}
 
     def warm_up(self, with_raw_engine: bool) -> Reply:
@@ -138,9 +140,10 @@ class Worker:
         images = self._usable_images(self._opened())
         self._opened().close()
         found = search_throughput(
-            lambda num_threads: self._open_detector(num_threads or self._num_threads),
+            self._open_detector,
             images,
             num_cores=len(os.sched_getaffinity(0)),
+            num_threads=self._num_threads,
             streams=streams,
         )
         return {"fps": found.fps, "batch": found.batch, "streams": found.streams}

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from boxwright.bench.report_markdown import number, part
+from boxwright.bench.results import short_name
 from boxwright.bench.run import Observer
 from boxwright.cli._output import stderr_console
 
@@ -69,6 +70,10 @@ class BenchDisplay(Observer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Clear what is drawn; notes are still printed."""
         self._live.stop()
 
     def begin(self, phase: str, total: int) -> None:
@@ -115,7 +120,7 @@ def results_table(results: Sequence[Result]) -> Table:
     for heading in ("AP", "FPS", "p50 ms", "p99 ms", "engine ms", "RSS MB", "MB"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in results:
-        name = f"{escape(_without_engine(row))}\n[dim]{row.backend} {row.precision}[/dim]"
+        name = f"{escape(short_name(row))}\n[dim]{row.backend} {row.precision}[/dim]"
         if row.latency_ms is None and row.map is None and row.status != "measured":
             table.add_row(name, row.status)
             continue
@@ -130,11 +135,6 @@ def results_table(results: Sequence[Result]) -> Table:
             number(row.size_mb, 2),
         )
     return table
-
-
-def _without_engine(row: Result) -> str:
-    """The name, less the backend and precision that the next line says anyway."""
-    return row.name.removesuffix(f" {row.precision}").removesuffix(f" {row.backend}")
 
 
 def _median_and_spread(row: Result) -> str:

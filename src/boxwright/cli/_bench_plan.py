@@ -161,10 +161,8 @@ class _Source:
 
     def _artifact(self, cell: _Cell) -> Path:
         """The file to run, made where it is missing."""
-        from boxwright.runtimes.backend import backend_module
-
         if cell.backend is not None:
-            backend_module(cell.backend)  # nothing is made for an engine that is not there
+            _require_engine(cell.backend)  # nothing is made for an engine that is not there
         path = self._floating(cell)
         if cell.precision != "int8" or self._is_quantized(path):
             return self._for_engine(path, cell)
@@ -205,6 +203,19 @@ class _Source:
         from boxwright.bench.candidate import is_quantized
 
         return is_quantized(path)
+
+
+def _require_engine(name: str) -> None:
+    from boxwright.runtimes.backend import backend_module
+
+    missing = backend_module(name).available()
+    if missing is not None:
+        raise UnsupportedError(
+            name,
+            expected="an engine that is installed",
+            got=missing,
+            fix="install it, or leave it out of --backends",
+        )
 
 
 def _has_manifest(path: Path) -> bool:

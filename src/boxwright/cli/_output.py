@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
 import os
@@ -11,6 +12,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, TextIO
+
+from boxwright.core.errors import OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,9 +28,20 @@ def print_json(document: Any) -> None:
     Args:
         document: dicts, lists, strings and numbers; numpy's scalars and arrays, paths, tuples and dataclasses are
             turned into those, and numbers that are not finite (JSON has none) into null.
+
+    Raises:
+        OutputError: where stdout is a file on a disk that is full.
     """
     stream = _json_stream or sys.stdout
-    print(json.dumps(_to_plain(document), indent=2, ensure_ascii=False, allow_nan=False), file=stream, flush=True)
+    text = json.dumps(_to_plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        print(text, file=stream, flush=True)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise OutputError(
+            "stdout", expected="room for the JSON document", got=error.strerror or "none", fix="free some space"
+        ) from error
 
 
 def stderr_console() -> Console:

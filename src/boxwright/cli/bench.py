@@ -54,17 +54,19 @@ def bench(
         str, typer.Option("--precisions", "--precision", help="fp32, bf16, fp16, int8, with commas.")
     ] = "fp32",
     imgsz: Annotated[str | None, typer.Option("--imgsz", help="Input sizes of checkpoints, with commas.")] = None,
-    device: DeviceOption = "cpu",
+    device: DeviceOption = None,
     conf: Annotated[
         float, typer.Option("--conf", min=0.0, max=1.0, help="Score threshold of the latency; mAP's is 0.001.")
     ] = 0.25,
     iou: IouOption = 0.7,
     num_threads: NumThreadsOption = None,
     cores: Annotated[str | None, typer.Option("--cores", help="Pin to these CPU cores, such as 0,1 or 0-3.")] = None,
-    throughput: Annotated[bool, typer.Option("--throughput", help="Search the best batch and streams.")] = False,
+    throughput: Annotated[
+        bool, typer.Option("--throughput/--no-throughput", help="Search the best batch and number of streams.")
+    ] = True,
     streams: Annotated[str | None, typer.Option("--streams", help="Numbers of streams to try, with commas.")] = None,
     launches: Annotated[int | None, typer.Option("--launches", min=1, help="Processes of each candidate.")] = None,
-    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds in a launch.")] = 8,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Rounds in a launch, at most.")] = 20,
     time_limit: Annotated[float, typer.Option("--time-limit", min=1.0, help="Seconds a candidate may take.")] = 900.0,
     accuracy: Annotated[bool, typer.Option("--accuracy/--no-accuracy", help="Measure mAP.")] = True,
     variant: VariantOption = None,
@@ -105,7 +107,7 @@ def bench(
         max_launches=launches or defaults.max_launches,
         rounds=rounds,
         time_limit_s=time_limit,
-        with_throughput=throughput or bool(stream_counts),
+        with_throughput=throughput,
         streams=stream_counts,
         with_accuracy=accuracy,
     )
@@ -162,17 +164,21 @@ def _run(
     if out is not None:
         check_report_writable(out)
     dataset = load_dataset(data, split)
+
+    def deliver(run: BenchRun) -> None:
+        display.stop()
+        if as_json:
+            print_json(to_jsonable(run.report))
+        elif any(row.status == "measured" for row in run.report.results):
+            _print_report(run.report)
+        if out is not None:
+            files = write_report(run, out)
+            paths = ", ".join(str(path) for path in files if path)
+            stderr_console().print(f"report: {paths}", highlight=False, soft_wrap=True)
+
     with BenchDisplay() as display:
         candidates = prepare_candidates(models, matrix, options, data, on_note=display.note)
-        run = run_benchmark(candidates, dataset, settings=settings, observer=display)
-    if out is not None:
-        files = write_report(run, out)
-        paths = ", ".join(str(path) for path in files if path)
-        stderr_console().print(f"report: {paths}", highlight=False, soft_wrap=True)
-    if as_json:
-        print_json(to_jsonable(run.report))
-    elif any(row.status == "measured" for row in run.report.results):
-        _print_report(run.report)
+        run = run_benchmark(candidates, dataset, settings=settings, observer=display, deliver=deliver)
     _give_answer(run)
 
 

@@ -31,82 +31,143 @@
   }
   const fixed = (digits) => (value) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 
-  // Table ------------------------------------------------------------------------------------------------------------
+  // Tables -----------------------------------------------------------------------------------------------------------
 
+  const isKnown = (value) => value !== null && value !== undefined && value !== false;
+  const CANDIDATE = { title: "candidate", value: (row) => row.name, text: true };
   const COLUMNS = [
-    { title: "candidate", value: (row) => row.name, text: true },
+    CANDIDATE,
     { title: "backend", value: (row) => row.backend, text: true },
     { title: "precision", value: (row) => row.precision, text: true },
     { title: "AP", value: (row) => row.map, show: fixed(4) },
-    { title: "AP50", value: (row) => row.map50, show: fixed(4) },
     { title: "FPS", value: (row) => row.fps, show: fixed(1) },
     { title: "p50 ms", value: (row) => row.latency_ms && row.latency_ms.p50, show: fixed(2) },
     { title: "p90", value: (row) => row.latency_ms && row.latency_ms.p90, show: fixed(2) },
     { title: "p95", value: (row) => row.latency_ms && row.latency_ms.p95, show: fixed(2) },
     { title: "p99", value: (row) => row.latency_ms && row.latency_ms.p99, show: fixed(2) },
     { title: "engine ms", value: (row) => row.raw_engine_ms, show: fixed(2) },
-    { title: "end to end / engine", value: (row) => row.end_to_end_ratio, show: fixed(2) },
-    { title: "most FPS", value: (row) => row.throughput && row.throughput.fps, show: fixed(1) },
+    { title: "over engine", value: (row) => row.end_to_end_ratio, show: fixed(2) },
+    { title: "most FPS", value: (row) => row.throughput && row.throughput.fps, show: fixed(1),
+      detail: (row) => row.throughput && `batch ${row.throughput.batch}, ${row.throughput.streams} streams` },
     { title: "load s", value: (row) => row.load_s, show: fixed(2) },
     { title: "first ms", value: (row) => row.first_inference_ms, show: fixed(1) },
     { title: "RSS MB", value: (row) => row.peak_rss_mb, show: fixed(0) },
     { title: "GPU MB", value: (row) => row.gpu_memory_mb, show: fixed(0) },
     { title: "size MB", value: (row) => row.size_mb, show: fixed(2) },
   ];
-  const isKnown = (value) => value !== null && value !== undefined && value !== false;
-  const columns = COLUMNS.filter((column) => report.results.some((row) => isKnown(column.value(row))));
-  const state = { column: columns.findIndex((column) => column.title === "FPS"), descending: true, words: [] };
-
-  function matches(row) {
-    const text = [row.name, row.backend, row.precision, row.status].join(" ").toLowerCase();
-    return state.words.every((word) => text.includes(word));
+  for (const column of COLUMNS.filter((entry) => /^p\d+/.test(entry.title))) {
+    const name = column.title.slice(0, 3);
+    column.detail = (row) => row.latency_ms &&
+      `95 %: ${row.latency_ms[name + "_low"].toFixed(2)} to ${row.latency_ms[name + "_high"].toFixed(2)} ms`;
   }
+  const ACCURACY_KEYS = { AP: "map", AP50: "map50", AP75: "map75", "AP small": "map_small", "AP medium": "map_medium",
+    "AP large": "map_large", "AR 1": "ar_1", "AR 10": "ar_10", "AR 100": "ar", "VOC area": "voc_ap50_area",
+    "VOC 11 points": "voc_ap50_11point" };
+  const ACCURACY_COLUMNS = [
+    CANDIDATE,
+    ...Object.entries(ACCURACY_KEYS).map(([title, key]) => (
+      { title, value: (row) => row.accuracy && row.accuracy[key], show: fixed(4) })),
+    { title: "conf", value: (row) => row.accuracy_thresholds && row.accuracy_thresholds.conf, show: String },
+    { title: "IoU", value: (row) => row.accuracy_thresholds && row.accuracy_thresholds.iou, show: String },
+    { title: "boxes at most", value: (row) => row.accuracy_thresholds && row.accuracy_thresholds.max_det, show: String },
+  ];
 
-  function compareRows(one, other) {
-    const column = columns[state.column];
-    if (!column) return indexOf.get(one.name) - indexOf.get(other.name);
-    const [a, b] = [column.value(one), column.value(other)];
-    if (!isKnown(a) || !isKnown(b)) return isKnown(b) - isKnown(a); // what was not measured comes last, either way
-    const order = column.text ? a.localeCompare(b, undefined, { numeric: true }) : a - b;
-    return state.descending ? -order : order;
-  }
+  // A table that sorts by the heading that is clicked; what was not measured comes last, either way.
+  class SortableTable {
+    constructor(id, columns, fillRow, sortedBy) {
+      this.table = byId(id);
+      this.columns = columns;
+      this.fillRow = fillRow;
+      this.sorted = columns.findIndex((column) => column.title === sortedBy);
+      this.descending = true;
+      this.rows = [];
+    }
 
-  function drawTable(rows) {
-    const head = element("tr");
-    columns.forEach((column, index) => {
-      const cell = element("th", column.title, column.text ? "text" : "");
-      if (index === state.column) cell.setAttribute("aria-sort", state.descending ? "descending" : "ascending");
-      cell.addEventListener("click", () => {
-        state.descending = index === state.column ? !state.descending : !column.text;
-        state.column = index;
-        draw();
+    draw(rows) {
+      this.rows = rows;
+      const head = element("tr");
+      this.columns.forEach((column, index) => {
+        const cell = element("th", column.title, column.text ? "text" : "");
+        if (index === this.sorted) cell.setAttribute("aria-sort", this.descending ? "descending" : "ascending");
+        cell.addEventListener("click", () => {
+          this.descending = index === this.sorted ? !this.descending : !column.text;
+          this.sorted = index;
+          this.draw(this.rows);
+        });
+        head.append(cell);
       });
-      head.append(cell);
-    });
-    byId("table").tHead.replaceChildren(head);
-    byId("table").tBodies[0].replaceChildren(...rows.map(tableRow));
-    byId("shown").textContent = `${rows.length} of ${report.results.length}`;
+      this.table.tHead.replaceChildren(head);
+      const sorted = [...rows].sort((one, other) => this.compare(one, other));
+      this.table.tBodies[0].replaceChildren(...sorted.map((row) => this.fillRow(row, this.columns)));
+    }
+
+    compare(one, other) {
+      const column = this.columns[this.sorted];
+      if (!column) return 0; // in the order given
+      const [a, b] = [column.value(one), column.value(other)];
+      if (!isKnown(a) || !isKnown(b)) return isKnown(b) - isKnown(a);
+      const order = column.text ? a.localeCompare(b, undefined, { numeric: true }) : a - b;
+      return this.descending ? -order : order;
+    }
   }
 
-  function tableRow(row) {
+  function cells(row, columns) {
+    return columns.map((column) => {
+      const value = column.value(row);
+      const shown = column.show && isKnown(value) ? column.show(value) : isKnown(value) ? String(value) : "–";
+      const cell = element("td", shown, column.text ? "text" : "");
+      const detail = column.detail && column.detail(row);
+      if (detail) cell.title = detail;
+      return cell;
+    });
+  }
+
+  function plainRow(row, columns) {
+    const line = element("tr");
+    line.dataset.name = row.name;
+    line.append(...cells(row, columns));
+    return line;
+  }
+
+  function candidateRow(row, columns) {
     const line = element("tr", undefined, frontNames.has(row.name) ? "front" : "");
     line.dataset.name = row.name;
-    const labels = columns.filter((column) => column.text);
     if (row.status !== "measured" && !row.latency_ms && row.map === null) {
-      line.classList.add("missing");
-      for (const column of labels) line.append(element("td", column.value(row), "text"));
+      const labels = columns.filter((column) => column.text);
       const reason = element("td", undefined, "text reason");
       reason.append(element("div", `${row.status}: ${row.reason}`));
       reason.colSpan = columns.length - labels.length;
-      line.append(reason);
+      line.classList.add("missing");
+      line.append(...cells(row, labels), reason);
       return line;
     }
-    for (const column of columns) {
-      const value = column.value(row);
-      line.append(element("td", column.show ? column.show(value) : value, column.text ? "text" : ""));
-    }
+    line.append(...cells(row, columns));
     if (row.status !== "measured") line.title = `${row.status}: ${row.reason}`;
     return line;
+  }
+
+  const hasAny = (column) => report.results.some((row) => isKnown(column.value(row)));
+  const table = new SortableTable("table", COLUMNS.filter(hasAny), candidateRow, "FPS");
+  const accuracyTable = new SortableTable("accuracy", ACCURACY_COLUMNS.filter(hasAny), plainRow, "AP");
+  let words = [];
+
+  function matches(row) {
+    const text = [row.name, row.backend, row.precision, row.status].join(" ").toLowerCase();
+    return words.every((word) => text.includes(word));
+  }
+
+  // One line for each class that has boxes, one column for each candidate that is shown.
+  function drawClasses(rows) {
+    const shown = rows.filter((row) => row.accuracy);
+    const classes = shown.length ? shown[0].accuracy.per_class.filter((entry) => entry.num_boxes > 0) : [];
+    const apOf = new Map(shown.map((row) => [row.name, new Map(row.accuracy.per_class.map((e) => [e.name, e.map]))]));
+    const columns = [
+      { title: "class", value: (entry) => entry.name, text: true },
+      { title: "boxes", value: (entry) => entry.num_boxes, show: String },
+      ...shown.map((row) => ({ title: row.name, value: (entry) => apOf.get(row.name).get(entry.name), show: fixed(3) })),
+    ];
+    new SortableTable("classes", columns, plainRow, "boxes").draw(classes);
+    byId("classes-section").hidden = classes.length === 0;
   }
 
   // Charts -----------------------------------------------------------------------------------------------------------
@@ -173,7 +234,7 @@
       .map((row) => ({
         type: "scatter",
         mode: "lines",
-        name: row.name,
+        name: escapeHtml(row.name),
         x: row.quantiles_ms,
         y: row.quantiles_ms.map((_, index) => index / (row.quantiles_ms.length - 1)),
         line: { color: colourOf(row.name), dash: dashOf(row.name) },
@@ -191,7 +252,7 @@
       type: "bar",
       orientation: "h",
       name: stage,
-      y: timed.map((row) => row.name),
+      y: timed.map((row) => escapeHtml(row.name)),
       x: timed.map((row) => row.stages_ms[stage]),
       marker: { color: STAGE_COLOURS[stage] },
       hovertemplate: `%{y}<br>${stage} %{x:.2f} ms<extra></extra>`,
@@ -210,7 +271,7 @@
       .map((row) => ({
         type: "scatter",
         mode: "lines",
-        name: row.name,
+        name: escapeHtml(row.name),
         x: data.recalls,
         y: data.curves[row.name][key],
         line: { color: colourOf(row.name), dash: dashOf(row.name) },
@@ -229,8 +290,9 @@
       return;
     }
     const totals = matrix.counts.map((row) => row.reduce((sum, count) => sum + count, 0));
-    const columns = [...matrix.labels, "missed"];
-    const lines = [...matrix.labels, "nothing there"];
+    const labels = matrix.labels.map(escapeHtml);
+    const columns = [...labels, "missed"];
+    const lines = [...labels, "nothing there"];
     const trace = {
       type: "heatmap",
       x: columns,
@@ -312,13 +374,16 @@
   // Page -------------------------------------------------------------------------------------------------------------
 
   function draw() {
-    const rows = report.results.filter(matches).sort(compareRows);
-    drawTable(rows);
+    const rows = report.results.filter(matches);
+    table.draw(rows);
+    byId("shown").textContent = `${rows.length} of ${report.results.length}`;
+    accuracyTable.draw(rows.filter((row) => row.accuracy));
+    drawClasses(rows);
     drawScatter(rows);
     drawDistribution(rows);
     drawStages(rows);
     drawCurves(rows);
-    drawGallery(report.results.filter(matches));
+    drawGallery(rows);
   }
 
   function fillList(id, lines) {
@@ -336,6 +401,7 @@
   }
 
   function begin() {
+    byId("accuracy-section").hidden = !report.results.some((row) => row.accuracy);
     document.title = `Benchmark of ${report.created.slice(0, 10)}`;
     byId("summary").textContent = data.summary;
     if (data.warnings.length) {
@@ -352,7 +418,7 @@
     byId("curve-class").addEventListener("change", draw);
     byId("confusion-candidate").addEventListener("change", drawConfusion);
     byId("filter").addEventListener("input", (event) => {
-      state.words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
+      words = event.target.value.toLowerCase().split(/\s+/).filter(Boolean);
       draw();
     });
     draw();
