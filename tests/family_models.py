@@ -33,9 +33,9 @@ class TrainedFamily:
 
 @cache
 def smallest_variants() -> dict[str, str]:
-    """Family -> its variant with the fewest parameters."""
+    """Family -> its variant with the fewest parameters, of those that a graph can hold."""
     smallest: dict[str, tuple[int, str]] = {}
-    for info in list_models():
+    for info in (info for info in list_models() if info.is_exportable):
         entry = (info.num_parameters, info.variant)
         smallest[info.family] = min(entry, smallest.get(info.family, entry))
     return {family: variant for family, (_, variant) in smallest.items()}

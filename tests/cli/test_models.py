@@ -22,6 +22,8 @@ def test_json_has_every_variant_with_its_size(capfd: pytest.CaptureFixture[str])
     assert nano["parameters"] == pytest.approx(0.91e6, rel=0.01)  # as its authors state
     assert nano["gflops"] == pytest.approx(1.08, rel=0.05)  # as its authors state
     assert all(entry["imports"] for entry in entries)
+    alone = {variant for variant, entry in variants.items() if not entry["exportable"]}
+    assert alone and all(variant.startswith(("rcnn-", "fastrcnn-")) for variant in alone)
 
 
 def test_text_is_a_table(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:

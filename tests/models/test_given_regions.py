@@ -60,6 +60,18 @@ def model_with(variant: str, boxes: list[Tensor]) -> FastRcnn | CropRcnn:
     return model
 
 
+def fine_tune(model: FastRcnn | CropRcnn, images: Tensor, targets: Targets, *, num_steps: int) -> list[float]:
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    losses = []
+    for _ in range(num_steps):
+        loss = model.train().training_loss(images, targets)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_proposals_outside_the_image_and_none_at_all(variant: str) -> None:
     boxes = given([[10, 10, 60, 60], [-20, -20, 40, 30], [300, 10, 400, 50]], [])
@@ -126,9 +138,12 @@ def test_svms_tell_the_classes_apart_and_regressors_move_boxes() -> None:
     model = model_with("rcnn-pico", [torch.cat([objects, moved, background])]).eval()
     assert isinstance(model, CropRcnn)
     images = torch.from_numpy(model.default_preprocess(SIZE_HW).apply(picture())[0])[None]
+    targets = Targets(boxes_xyxy=[objects], class_ids=[torch.arange(3)])
+    fine_tune(model, images, targets, num_steps=12)
+    model.eval()
     with torch.no_grad():
         before = model(images)["class_logits"]
-    fit_svms(model, [(images, Targets(boxes_xyxy=[objects], class_ids=[torch.arange(3)]))])
+    fit_svms(model, [(images, targets)])
     with torch.no_grad():
         heads = model(images)
         features = model.features(images, as_rois(objects[None]))
@@ -149,12 +164,5 @@ def test_fast_rcnn_learns_from_given_proposals() -> None:
     model = model_with("fastrcnn-pico", [torch.cat([around, torch.tensor([[0.0, 60, 30, 96], [112, 0, 128, 20]])])])
     images = torch.from_numpy(model.default_preprocess(SIZE_HW).apply(picture())[0])[None]
     targets = Targets(boxes_xyxy=[objects], class_ids=[torch.arange(3)])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    losses = []
-    for _ in range(25):
-        loss = model.train().training_loss(images, targets)["loss"]
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
+    losses = fine_tune(model, images, targets, num_steps=25)
     assert np.mean(losses[-5:]) < 0.5 * losses[0]

@@ -68,7 +68,14 @@ def test_the_family_decides_where_nothing_was_given() -> None:
     plain = Augmentation()
     assert (plain.resolved().mosaic, plain.resolved().mixup, plain.resolved().ssd_crop) == (0.5, 0.1, 0.0)
     suggested = {"ssd_crop": 1.0, "mosaic": 0.0, "mixup": 0.0}
-    assert plain.resolved(suggested) == Augmentation(mosaic=0.0, mixup=0.0, ssd_crop=1.0)
+    assert plain.resolved(suggested) == Augmentation(mosaic=0.0, mixup=0.0, ssd_crop=1.0).resolved()
+    assert plain.resolved().scale_range == (0.6, 1.4) and plain.resolved().hue == plain.change("hue") == 0.015
+    still = {"scale_range": (1.0, 1.0), "hue": 0.0}
+    assert (plain.resolved(still).scale_range, plain.resolved(still).hue) == ((1.0, 1.0), 0.0)
+    assert (
+        Augmentation(hue=0.1, scale_range=(0.5, 2.0)).resolved(still)
+        == Augmentation(hue=0.1, scale_range=(0.5, 2.0)).resolved()
+    )
     assert Augmentation(mixup=0.3).resolved(suggested).mixup == 0.3
     cropped = Augmentation(ssd_crop=1.0).resolved()
     assert (cropped.mosaic, cropped.mixup) == (0.0, 0.1) and cropped.resolved() == cropped

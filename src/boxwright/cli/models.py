@@ -30,6 +30,7 @@ def _to_jsonable(info: ModelInfo) -> dict[str, object]:
         "parameters": info.num_parameters,
         "gflops": info.gflops,
         "imports": info.imports,
+        "exportable": info.is_exportable,
     }
 
 
@@ -41,8 +42,9 @@ def _print_table(infos: tuple[ModelInfo, ...]) -> None:
         table.add_column(header, justify="right")
     for info in infos:
         height, width = info.size_hw
+        variant = info.variant if info.is_exportable else f"{info.variant} (PyTorch alone)"
         size, parameters = f"{height}x{width}", f"{info.num_parameters / 1e6:.2f} M"
-        table.add_row(info.family, info.variant, size, parameters, f"{info.gflops:.2f}")
+        table.add_row(info.family, variant, size, parameters, f"{info.gflops:.2f}")
     console = stdout_console()
     console.print(table)
     for family, imports in {info.family: info.imports for info in infos}.items():

@@ -17,6 +17,7 @@ from boxwright.core.decode_spec import Queries
 from boxwright.core.errors import CheckpointError
 from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
+from boxwright.models.common import small_backbone
 from boxwright.models.common.attention import MultiHeadAttention
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.position_encoding import sine_encoding
@@ -53,7 +54,7 @@ class DetrConfig(SetConfig):
 VARIANTS: dict[str, DetrConfig] = {
     # Not the authors': the smallest that learns, for tests and first steps on a CPU.
     "detr-pico": DetrConfig(
-        backbone="resnet10t",
+        backbone=small_backbone.NAME,
         stride=16,
         stage=3,
         width=64,
@@ -63,6 +64,7 @@ VARIANTS: dict[str, DetrConfig] = {
         num_decoder_layers=3,
         num_queries=24,
         dropout=0.0,
+        learning_rate=0.002,
         size_hw=(160, 160),
     ),
     "detr-r50": DetrConfig(backbone="resnet50"),
@@ -154,6 +156,7 @@ class Detr(SetDetector):
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
         config = self.config = VARIANTS[variant]
+        self.suggested_learning_rate = config.learning_rate
         self.backbone = timm.create_model(
             config.backbone,
             features_only=True,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from boxwright.core.errors import CheckpointError, InputError
+from boxwright.models.common import small_backbone
 from boxwright.models.common.box_head import StageConfig
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.crop_rcnn import CropConfig, CropRcnn
@@ -60,7 +61,7 @@ _PICO_RPN = RpnConfig(
 
 def _pico(box_stages: tuple[StageConfig, ...]) -> RcnnConfig:
     return RcnnConfig(
-        backbone="mobilenetv3_small_050",
+        backbone=small_backbone.NAME,
         backbone_stages=(2, 3, 4),
         strides=(8, 16, 32),
         channels=64,
@@ -68,6 +69,7 @@ def _pico(box_stages: tuple[StageConfig, ...]) -> RcnnConfig:
         region_side=5,
         box_head_width=128,
         box_stages=box_stages,
+        learning_rate=0.002,
         size_hw=(256, 256),
     )
 
@@ -122,7 +124,9 @@ VARIANTS: dict[str, RcnnConfig | CropConfig] = {
         size_hw=(608, 1024),
     ),
     # Every region is warped and run through the whole network.
-    "rcnn-pico": CropConfig(backbone="mobilenetv3_small_075", crop_side=64, context=4, size_hw=(256, 256)),
+    "rcnn-pico": CropConfig(
+        backbone=small_backbone.NAME, crop_side=64, context=4, samples=16, learning_rate=0.002, size_hw=(256, 256)
+    ),
     "rcnn-r18": CropConfig(backbone="resnet18"),
     # Regions come from selective search, or from whoever sets `proposal_source`.
     "fastrcnn-pico": replace(_pico((StageConfig(samples=64),)), rpn=None, box_head_width=192),

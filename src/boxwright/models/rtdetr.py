@@ -6,6 +6,7 @@ Source: Zhao et al., DETRs Beat YOLOs on Real-time Object Detection, CVPR 2024.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
@@ -18,14 +19,17 @@ from boxwright.core.decode_spec import Queries
 from boxwright.core.errors import CheckpointError
 from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
+from boxwright.models.common import small_backbone
 from boxwright.models.common.attention import MultiHeadAttention
 from boxwright.models.common.boxes import cxcywh_to_xyxy, paired_overlap
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.deformable_attention import DeformableAttention
+from boxwright.models.common.denoising import spoil_objects
 from boxwright.models.common.hybrid_encoder import NUM_LEVELS, HybridEncoder
 from boxwright.models.common.registry import ImportedWeights
-from boxwright.models.common.set_detector import LinearLayers, SetConfig, SetDetector
+from boxwright.models.common.set_detector import LinearLayers, SetConfig, SetDetector, relative_targets
 from boxwright.models.common.set_matching import MatchingCosts, match_sets, matched_box_losses
+from boxwright.models.common.targets import Targets
 from boxwright.models.common.transformers_names import LAYER_RULES, fuse_projections, rename_keys
 
 IMPORTS = "the transformers package's RT-DETR with ResNet-18, -34, -50 and -101"
@@ -53,6 +57,7 @@ class RtDetrConfig(SetConfig):
         encoder_feed_forward: likewise.
         expansion: width inside the encoder's fusion blocks, as a part of its width.
         num_points: that each head samples on each level.
+        num_denoising: objects that are given spoilt in training, to be found again; 0 for none.
     """
 
     feed_forward: int = 1024
@@ -63,19 +68,22 @@ class RtDetrConfig(SetConfig):
     encoder_feed_forward: int = 1024
     expansion: float = 1.0
     num_points: int = 4
+    num_denoising: int = 100
 
 
 VARIANTS: dict[str, RtDetrConfig] = {
     # Not the authors': the smallest that learns, for tests and first steps on a CPU.
     "rtdetr-pico": RtDetrConfig(
-        backbone="resnet10t",
+        backbone=small_backbone.NAME,
         width=64,
         num_heads=4,
         feed_forward=128,
         encoder_feed_forward=128,
         expansion=0.5,
         num_decoder_layers=2,
-        num_queries=40,
+        num_queries=60,
+        num_denoising=32,
+        learning_rate=0.002,
         size_hw=(160, 160),
     ),
     "rtdetr-r18": RtDetrConfig(backbone="resnet18d", projected_first_stage=True, expansion=0.5, num_decoder_layers=3),
@@ -99,11 +107,17 @@ class _DecoderLayer(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
 
     def forward(
-        self, objects: Tensor, queries: Tensor, boxes: Tensor, memory: Tensor, grids_hw: list[tuple[int, int]]
+        self,
+        objects: Tensor,
+        queries: Tensor,
+        boxes: Tensor,
+        memory: Tensor,
+        grids_hw: list[tuple[int, int]],
+        may_see: Tensor | None,
     ) -> Tensor:
         """Objects and queries (B, Q, W), their boxes (B, Q, 4), the map (B, S, W), to (B, Q, W)."""
         placed = objects + queries
-        objects = self.norm1(objects + self.self_attn(placed, placed, objects))
+        objects = self.norm1(objects + self.self_attn(placed, placed, objects, may_see))
         objects = self.norm2(objects + self.encoder_attn(objects + queries, boxes, memory, grids_hw))
         result: Tensor = self.norm3(objects + self.linear2(functional.relu(self.linear1(objects))))
         return result
@@ -121,12 +135,17 @@ class _Decoder(nn.Module):
         self.bbox_embed = nn.ModuleList(_box_layers(width) for _ in range(count))
 
     def forward(
-        self, objects: Tensor, boxes: Tensor, memory: Tensor, grids_hw: list[tuple[int, int]]
+        self,
+        objects: Tensor,
+        boxes: Tensor,
+        memory: Tensor,
+        grids_hw: list[tuple[int, int]],
+        may_see: Tensor | None = None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Boxes (B, Q, 4) and class logits (B, Q, C) after each layer."""
         all_boxes, all_logits = [], []
         for layer, to_classes, to_boxes in zip(self.layers, self.class_embed, self.bbox_embed, strict=True):
-            objects = layer(objects, self.query_pos_head(boxes), boxes, memory, grids_hw)
+            objects = layer(objects, self.query_pos_head(boxes), boxes, memory, grids_hw, may_see)
             refined = (to_boxes(objects) + _logit(boxes)).sigmoid()
             all_boxes.append(refined)
             all_logits.append(to_classes(objects))
@@ -142,6 +161,7 @@ class RtDetr(SetDetector):
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
         config = self.config = VARIANTS[variant]
+        self.suggested_learning_rate = config.learning_rate
         self.backbone = timm.create_model(config.backbone, features_only=True, out_indices=(2, 3, 4), pretrained=False)
         if config.projected_first_stage:
             _project_first_shortcut(self.backbone)
@@ -160,20 +180,56 @@ class RtDetr(SetDetector):
         self.enc_score_head = _class_layer(width, num_classes)
         self.enc_bbox_head = _box_layers(width)
         self.decoder = _Decoder(config, num_classes)
+        self.denoising_class_embed = nn.Embedding(num_classes + 1, width, padding_idx=num_classes)  # of training alone
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        levels = [project(level) for project, level in zip(self.encoder_input_proj, self.backbone(images), strict=True)]
-        levels = [project(level) for project, level in zip(self.decoder_input_proj, self.encoder(levels), strict=True)]
-        grids_hw = [(level.shape[2], level.shape[3]) for level in levels]
-        memory = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)  # (B, S, W)
+        memory, grids_hw = self._encode(images)
         objects, first_boxes, first_logits = self._choose_queries(memory, grids_hw)
         boxes, logits = self.decoder(objects.detach(), first_boxes.detach(), memory, grids_hw)
-        heads = {"box_regression": boxes[-1], "class_logits": logits[-1]}
-        if self.training:
-            heads["_early_boxes"] = torch.stack([first_boxes, *boxes[:-1]])  # (L, B, Q, 4)
-            heads["_early_logits"] = torch.stack([first_logits, *logits[:-1]])
-            heads["_size_hw"] = torch.tensor(images.shape[-2:])
-        return heads
+        if not self.training:
+            return {"box_regression": boxes[-1], "class_logits": logits[-1]}
+        return _training_heads([first_boxes, *boxes], [first_logits, *logits], images)
+
+    def training_loss(self, images: Tensor, targets: Targets, pixel_mask: Tensor | None = None) -> dict[str, Tensor]:
+        """The loss of the chosen queries, and of those that are spoilt objects."""
+        self.check_targets(targets)
+        memory, grids_hw = self._encode(images)
+        objects, first_boxes, first_logits = self._choose_queries(memory, grids_hw)
+        objects, first = objects.detach(), first_boxes.detach()
+        target_boxes, class_ids = relative_targets(targets, (images.shape[2], images.shape[3]), images.device)
+        spoilt = spoil_objects(
+            target_boxes,
+            class_ids,
+            num_classes=self.num_classes,
+            num_spoilt=self.config.num_denoising,
+            num_queries=objects.shape[1],
+        )
+        if spoilt is None:
+            boxes, logits = self.decoder(objects, first, memory, grids_hw)
+            return self.loss(_training_heads([first_boxes, *boxes], [first_logits, *logits], images), targets)
+        count = spoilt.boxes.shape[1]
+        given = torch.cat([self.denoising_class_embed(spoilt.class_ids), objects], dim=1)
+        starts = torch.cat([spoilt.boxes, first], dim=1)
+        boxes, logits = self.decoder(given, starts, memory, grids_hw, spoilt.may_see)
+        own_boxes, own_logits = [part[:, count:] for part in boxes], [part[:, count:] for part in logits]
+        parts = self.loss(_training_heads([first_boxes, *own_boxes], [first_logits, *own_logits], images), targets)
+        denoising = torch.stack(
+            [
+                value
+                for layer_boxes, layer_logits in zip(boxes, logits, strict=True)
+                for value in _matched_loss(
+                    layer_logits[:, :count], layer_boxes[:, :count], spoilt.matches, target_boxes, class_ids
+                ).values()
+            ]
+        ).sum()
+        return {**parts, "denoising": denoising, "loss": parts["loss"] + denoising}
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, list[tuple[int, int]]]:
+        """The map (B, S, W), the levels one after the other, and rows and columns of each."""
+        levels = [project(level) for project, level in zip(self.encoder_input_proj, self.backbone(images), strict=True)]
+        levels = [project(level) for project, level in zip(self.decoder_input_proj, self.encoder(levels), strict=True)]
+        memory = torch.cat([level.flatten(2).transpose(1, 2) for level in levels], dim=1)
+        return memory, [(level.shape[2], level.shape[3]) for level in levels]
 
     def _choose_queries(self, memory: Tensor, grids_hw: list[tuple[int, int]]) -> tuple[Tensor, Tensor, Tensor]:
         """The places of the map with the highest class score: features (B, Q, W), boxes (B, Q, 4), logits (B, Q, C)."""
@@ -189,22 +245,13 @@ class RtDetr(SetDetector):
     def set_loss(
         self, logits: Tensor, boxes: Tensor, target_boxes: list[Tensor], target_class_ids: list[Tensor]
     ) -> dict[str, Tensor]:
-        wanted = torch.zeros_like(logits)
-        found_boxes, wanted_boxes = [], []
-        for row, (objects, class_ids) in enumerate(zip(target_boxes, target_class_ids, strict=True)):
-            queries, matched = match_sets(_focal_costs(logits[row], class_ids), boxes[row], objects, MATCHING)
-            found, objects = boxes[row, queries], objects[matched]
-            overlaps = paired_overlap(cxcywh_to_xyxy(found.detach()), cxcywh_to_xyxy(objects))
-            wanted[row, queries, class_ids[matched]] = overlaps.to(wanted)
-            found_boxes.append(found)
-            wanted_boxes.append(objects)
-        num_objects = max(sum(len(objects) for objects in wanted_boxes), 1)
-        l1, giou = matched_box_losses(torch.cat(found_boxes), torch.cat(wanted_boxes))
-        return {
-            "class": CLASS_WEIGHT * varifocal_loss(logits, wanted) / num_objects,
-            "l1": L1_WEIGHT * l1,
-            "giou": GIOU_WEIGHT * giou,
-        }
+        matches = [
+            match_sets(_focal_costs(own_logits, class_ids), own_boxes, objects, MATCHING)
+            for own_logits, own_boxes, objects, class_ids in zip(
+                logits, boxes, target_boxes, target_class_ids, strict=True
+            )
+        ]
+        return _matched_loss(logits, boxes, matches, target_boxes, target_class_ids)
 
     def decode_spec(self, size_hw: tuple[int, int]) -> Queries:
         self.check_size(size_hw)
@@ -272,6 +319,42 @@ def _starting_boxes(grids_hw: list[tuple[int, int]]) -> tuple[Tensor, Tensor]:
     return torch.where(is_inside, (places / (1 - places)).log(), _FAR), is_inside
 
 
+def _training_heads(boxes: list[Tensor], logits: list[Tensor], images: Tensor) -> dict[str, Tensor]:
+    """What the loss needs, of the encoder's choice and all layers."""
+    return {
+        "box_regression": boxes[-1],
+        "class_logits": logits[-1],
+        "_early_boxes": torch.stack(boxes[:-1]),  # (L, B, Q, 4)
+        "_early_logits": torch.stack(logits[:-1]),
+        "_size_hw": torch.tensor(images.shape[-2:]),
+    }
+
+
+def _matched_loss(
+    logits: Tensor,
+    boxes: Tensor,
+    matches: Sequence[tuple[Tensor, Tensor]],
+    target_boxes: list[Tensor],
+    target_class_ids: list[Tensor],
+) -> dict[str, Tensor]:
+    """The weighted parts of the loss of one layer whose queries answer for known objects, a mean over these."""
+    wanted = torch.zeros_like(logits)
+    found_boxes, wanted_boxes = [], []
+    for row, (queries, matched) in enumerate(matches):
+        found, objects = boxes[row, queries], target_boxes[row][matched]
+        overlaps = paired_overlap(cxcywh_to_xyxy(found.detach()), cxcywh_to_xyxy(objects))
+        wanted[row, queries, target_class_ids[row][matched]] = overlaps.to(wanted)
+        found_boxes.append(found)
+        wanted_boxes.append(objects)
+    num_objects = max(sum(len(objects) for objects in wanted_boxes), 1)
+    l1, giou = matched_box_losses(torch.cat(found_boxes), torch.cat(wanted_boxes))
+    return {
+        "class": CLASS_WEIGHT * varifocal_loss(logits, wanted) / num_objects,
+        "l1": L1_WEIGHT * l1,
+        "giou": GIOU_WEIGHT * giou,
+    }
+
+
 def _focal_costs(logits: Tensor, class_ids: Tensor) -> Tensor:
     """What each query costs for the class of each object, (Q, M): the focal loss of a hit less that of a miss."""
     scores = logits.sigmoid()[:, class_ids]
@@ -334,7 +417,6 @@ def import_checkpoint(state: StateDict, variant: str) -> ImportedWeights:
         CheckpointError: where it is not one of RT-DETR.
     """
     renamed = fuse_projections(rename_keys(state, _FROM_TRANSFORMERS))
-    renamed.pop("denoising_class_embed.weight", None)  # of training alone
     class_layer = renamed.get("enc_score_head.weight")
     if class_layer is None:
         raise CheckpointError(
@@ -343,4 +425,8 @@ def import_checkpoint(state: StateDict, variant: str) -> ImportedWeights:
             got="others: " + ", ".join(list(state)[:10]),
             fix="pass the --model that it was trained as",
         )
-    return ImportedWeights(state=renamed, num_classes=class_layer.shape[0])
+    num_classes, width = class_layer.shape
+    if "denoising_class_embed.weight" not in renamed:  # a model for use alone
+        start = nn.Embedding(num_classes + 1, width, padding_idx=num_classes)
+        renamed["denoising_class_embed.weight"] = start.weight.detach()
+    return ImportedWeights(state=renamed, num_classes=num_classes)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from boxwright.core.boxes import FloatArray, box_areas, clip_boxes
 from boxwright.core.images import Image
-from boxwright.training.config import Augmentation
+from boxwright.training.config import USUAL_SCALE_RANGE, Augmentation
 
 # A box that a crop leaves smaller than this, or with less than this part of itself, is no object any more.
 MIN_SIDE_PIXELS = 2.0
@@ -137,9 +137,10 @@ def random_affine(
     random: np.random.Generator,
 ) -> LabeledImage:
     """Scale, rotate and shift about the middle, onto a canvas of `size_hw`."""
-    scale = random.uniform(*augmentation.scale_range)
+    scale = random.uniform(*(augmentation.scale_range or USUAL_SCALE_RANGE))
     angle = math.radians(random.uniform(-augmentation.degrees, augmentation.degrees))
-    shift = random.uniform(-augmentation.translate, augmentation.translate, size=2)  # x, y
+    largest_shift = augmentation.change("translate")
+    shift = random.uniform(-largest_shift, largest_shift, size=2)  # x, y
     matrix = np.eye(2, 3)
     matrix[:, :2] = scale * np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
     middle_from = np.array([labeled.size_hw[1], labeled.size_hw[0]]) / 2
@@ -187,7 +188,7 @@ def flip_horizontally(labeled: LabeledImage) -> LabeledImage:
 
 def jitter_color(image: Image, augmentation: Augmentation, random: np.random.Generator) -> Image:
     """Change hue, saturation and brightness by random factors."""
-    limits = np.array([augmentation.hue, augmentation.saturation, augmentation.brightness])
+    limits = np.array([augmentation.change(name) for name in ("hue", "saturation", "brightness")])
     if not limits.any():
         return image
     change = random.uniform(-1, 1, size=3) * limits

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from boxwright.core.errors import InputError
 from boxwright.models.common.boxes import OverlapKind
+from boxwright.models.common.detector import Suggestions
 from boxwright.models.common.loss_options import LossOptions
 
 OptimizerName = Literal["adamw", "sgd"]
@@ -23,9 +23,12 @@ USUAL_ADAMW_LEARNING_RATE = 1e-3  # for 16 images a step
 PrecisionName = Literal["auto", "fp32", "fp16", "bf16"]
 # What a family that suggests nothing is trained with.
 USUAL_PROBABILITIES: dict[str, float] = {"mosaic": 0.5, "mixup": 0.1, "ssd_crop": 0.0}
+USUAL_SCALE_RANGE = (0.6, 1.4)
+USUAL_CHANGES: dict[str, float] = {"translate": 0.1, "hue": 0.015, "saturation": 0.5, "brightness": 0.4}
 _PROBABILITIES = (
     *USUAL_PROBABILITIES,
-    *("mosaic9", "copy_paste", "flip", "translate", "hue", "saturation", "brightness"),
+    *USUAL_CHANGES,
+    *("mosaic9", "copy_paste", "flip"),
 )
 
 
@@ -33,7 +36,7 @@ _PROBABILITIES = (
 class Augmentation:
     """How training images are varied, on top of which the model's own preprocessing follows.
 
-    Where a probability is None, the detector's family says what is usual for it (see `resolved`).
+    Where something is None, the detector's family says what is usual for it (see `resolved`).
 
     Attributes:
         mosaic: probability that an image becomes one of four in a mosaic.
@@ -56,12 +59,12 @@ class Augmentation:
     copy_paste: float = 0.0
     ssd_crop: float | None = None
     flip: float = 0.5
-    scale_range: tuple[float, float] = (0.6, 1.4)
-    translate: float = 0.1
+    scale_range: tuple[float, float] | None = None
+    translate: float | None = None
     degrees: float = 0.0
-    hue: float = 0.015
-    saturation: float = 0.5
-    brightness: float = 0.4
+    hue: float | None = None
+    saturation: float | None = None
+    brightness: float | None = None
 
     def __post_init__(self) -> None:
         for name in _PROBABILITIES:
@@ -70,20 +73,30 @@ class Augmentation:
             _require(in_range, f"augmentation.{name}", "a number in [0, 1]", value)
         both = (self.mosaic or 0.0) + self.mosaic9
         _require(both <= 1, "--mosaic and --mosaic9", "probabilities of at most 1 in sum", both)
-        low, high = self.scale_range
+        low, high = self.scale_range or USUAL_SCALE_RANGE
         _require(0 < low <= high, "augmentation.scale_range", "two ascending positive numbers", self.scale_range)
         _require(0 <= self.degrees <= 180, "augmentation.degrees", "a number in [0, 180]", self.degrees)
 
-    def resolved(self, suggested: Mapping[str, float] | None = None) -> Augmentation:
+    def change(self, name: str) -> float:
+        """The largest change of that name: translate, hue, saturation or brightness; the usual one where None."""
+        value: float | None = getattr(self, name)
+        return USUAL_CHANGES[name] if value is None else value
+
+    def resolved(self, suggested: Suggestions | None = None) -> Augmentation:
         """The same with a number where None stood: what the family suggests, else what is usual.
 
         Args:
             suggested: by the names of the attributes.
         """
-        usual = {**USUAL_PROBABILITIES, **(suggested or {})}
+        usual: dict[str, Any] = {
+            **USUAL_PROBABILITIES,
+            **USUAL_CHANGES,
+            "scale_range": USUAL_SCALE_RANGE,
+            **(suggested or {}),
+        }
         every_image_as_ssd = (usual["ssd_crop"] if self.ssd_crop is None else self.ssd_crop) == 1
         usual["mosaic"] = 0.0 if every_image_as_ssd else min(usual["mosaic"], 1 - self.mosaic9)
-        missing: dict[str, Any] = {name: value for name, value in usual.items() if getattr(self, name) is None}
+        missing = {name: value for name, value in usual.items() if getattr(self, name) is None}
         asked = (self.mosaic or 0) + self.mosaic9
         has_room = not every_image_as_ssd or asked == 0
         _require(has_room, "--mosaic", "an --ssd-crop below 1 beside it, which leaves it room", 1.0)

@@ -26,7 +26,7 @@ from boxwright.core.errors import AnswerIsNoError, InputError, OutputError
 from boxwright.core.files import atomic_file, check_writable, write_text
 from boxwright.data import list_splits
 from boxwright.models import build_model
-from boxwright.training.config import TrainConfig
+from boxwright.training.config import USUAL_SCALE_RANGE, TrainConfig
 from boxwright.training.run import TrainResult, train
 from boxwright.training.settings import check_same_settings, settings_to_json
 from boxwright.training.state import BEST, LAST
@@ -146,7 +146,7 @@ def genes_of(config: TrainConfig) -> tuple[Gene, ...]:
 def values_of(config: TrainConfig) -> dict[str, float]:
     """The present values of the genes."""
     augmentation = config.augmentation.resolved()
-    smallest, largest = augmentation.scale_range
+    smallest, largest = augmentation.scale_range or USUAL_SCALE_RANGE
     special = {
         "learning_rate": config.peak_learning_rate,
         "warmup": config.rise,

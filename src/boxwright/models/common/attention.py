@@ -31,13 +31,14 @@ class MultiHeadAttention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         nn.init.zeros_(self.out_proj.bias)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, may_see: Tensor | None = None) -> Tensor:
         """Attend.
 
         Args:
             query: (B, Q, W).
             key: (B, K, W).
             value: (B, K, W).
+            may_see: (Q, K) bool, which keys each query attends to; all where None.
 
         Returns:
             (B, Q, W).
@@ -48,7 +49,9 @@ class MultiHeadAttention(nn.Module):
             for given, weight, bias in zip((query, key, value), weights, biases, strict=True)
         ]
         dropout = self.dropout if self.training else 0.0
-        attended = functional.scaled_dot_product_attention(*heads, dropout_p=dropout)  # (B, H, Q, W / H)
+        attended = functional.scaled_dot_product_attention(
+            *heads, attn_mask=may_see, dropout_p=dropout
+        )  # (B, H, Q, W / H)
         batch, _, length, _ = attended.shape
         merged: Tensor = self.out_proj(attended.transpose(1, 2).reshape(batch, length, -1))  # (B, Q, W)
         return merged

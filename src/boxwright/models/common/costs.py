@@ -28,10 +28,12 @@ class VariantCost:
     Attributes:
         num_parameters: of the module.
         gflops: of one image, a multiplication and an addition counted as two.
+        is_exportable: whether a graph can hold all of it.
     """
 
     num_parameters: int
     gflops: float
+    is_exportable: bool
 
 
 def variant_costs() -> dict[str, VariantCost]:
@@ -65,6 +67,7 @@ def _count(family: str, variant: str) -> VariantCost:
     return VariantCost(
         num_parameters=sum(parameter.numel() for parameter in module.parameters()),
         gflops=counter.get_total_flops() / 1e9,
+        is_exportable=module.is_exportable,
     )
 
 

@@ -26,13 +26,20 @@ from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
 from boxwright.models.common.anchor_deltas import DELTA_CLIP, encode_deltas
 from boxwright.models.common.boxes import pairwise_iou
-from boxwright.models.common.detector import DetectionModel
-from boxwright.models.common.fast_rcnn import ProposalSource, SelectiveSearchSource, outside_proposals
+from boxwright.models.common.detector import DetectionModel, Suggestions
+from boxwright.models.common.fast_rcnn import (
+    MIRROR_ALONE,
+    ProposalSource,
+    SelectiveSearchSource,
+    outside_proposals,
+)
 from boxwright.models.common.proposals import Proposals, as_rois, canvas_size_hw, rois_of_lists
 from boxwright.models.common.region_detector import SMALLEST_SIDE
 from boxwright.models.common.roi_sampling import sample_regions
 from boxwright.models.common.targets import Targets
 
+# Features are scaled to this length on average, which the cost and alpha are meant for. Source: the authors' code.
+FEATURE_LENGTH = 20.0
 SVM_COST = 1e-3
 RIDGE_ALPHA = 1000.0
 NEGATIVE_IOU = 0.3  # of the SVMs: proposals that overlap an object of the class less than this
@@ -50,6 +57,7 @@ class CropConfig:
         crop_side: pixels of a warped region.
         context: pixels of the image about the region on each side of the warped one.
         samples: regions of an image that are learned from, a quarter of them objects at most.
+        learning_rate: see `DetectionModel.suggested_learning_rate`.
         size_hw: the usual input size.
     """
 
@@ -57,6 +65,7 @@ class CropConfig:
     crop_side: int = 227
     context: int = 16
     samples: int = 128
+    learning_rate: float | None = None
     size_hw: tuple[int, int] = (512, 512)
 
 
@@ -68,11 +77,14 @@ class CropRcnn(DetectionModel):
     """
 
     family: ClassVar[str] = "rcnn"
+    suggested_augmentation: ClassVar[Suggestions] = MIRROR_ALONE
+    is_exportable: ClassVar[bool] = False
     has_svms: Tensor
 
     def __init__(self, config: CropConfig, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
         self.config = config
+        self.suggested_learning_rate = config.learning_rate
         self.backbone = timm.create_model(config.backbone, pretrained=False, num_classes=0)
         network: Any = self.backbone
         width = int(getattr(network, "head_hidden_size", None) or network.num_features)
@@ -187,6 +199,7 @@ def fit_svms(model: CropRcnn, batches: Iterable[tuple[Tensor, Targets]]) -> None
     examples = [_Examples([], [], [], []) for _ in range(model.num_classes)]
     for images, targets in batches:
         _collect(model.eval(), images, targets, examples)
+    scale = _feature_scale(examples)
     for class_id, found in enumerate(examples):
         positive, negative = _stacked(found.positive), _stacked(found.negative)
         if len(positive) == 0 or len(negative) == 0:
@@ -197,16 +210,27 @@ def fit_svms(model: CropRcnn, batches: Iterable[tuple[Tensor, Targets]]) -> None
                 fix="give images of every class",
             )
         svm = LinearSVC(C=SVM_COST, class_weight="balanced", random_state=0, dual="auto")
-        svm.fit(np.concatenate([positive, negative]), np.repeat([1, 0], [len(positive), len(negative)]))
-        model.svms.weight[class_id] = torch.from_numpy(svm.coef_[0].astype(np.float32))
+        svm.fit(np.concatenate([positive, negative]) * scale, np.repeat([1, 0], [len(positive), len(negative)]))
+        model.svms.weight[class_id] = torch.from_numpy((svm.coef_[0] * scale).astype(np.float32))
         model.svms.bias[class_id] = float(svm.intercept_[0])
         regressed = _stacked(found.regressed)
         if len(regressed):
-            ridge = Ridge(alpha=RIDGE_ALPHA).fit(regressed, _stacked(found.deltas))
+            ridge = Ridge(alpha=RIDGE_ALPHA).fit(regressed * scale, _stacked(found.deltas))
             rows = slice(4 * class_id, 4 * class_id + 4)
-            model.box_regressors.weight[rows] = torch.from_numpy(ridge.coef_.astype(np.float32))
+            model.box_regressors.weight[rows] = torch.from_numpy((ridge.coef_ * scale).astype(np.float32))
             model.box_regressors.bias[rows] = torch.from_numpy(ridge.intercept_.astype(np.float32))
     model.has_svms.fill_(True)
+
+
+def _feature_scale(examples: list[_Examples]) -> np.float32:
+    lengths = [
+        features.norm(dim=1)
+        for found in examples
+        for features in (*found.positive, *found.negative)
+        if len(features) > 0
+    ]
+    mean = float(torch.cat(lengths).mean()) if lengths else 0.0
+    return np.float32(FEATURE_LENGTH / max(mean, 1e-6))
 
 
 def _collect(model: CropRcnn, images: Tensor, targets: Targets, examples: list[_Examples]) -> None:

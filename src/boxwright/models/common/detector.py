@@ -14,6 +14,9 @@ from boxwright.core.preprocess import Preprocess
 from boxwright.models.common.loss_options import LossOptions
 from boxwright.models.common.targets import Targets
 
+# Names of `training.Augmentation`'s attributes, and their values; `scale_range` is a pair.
+Suggestions = Mapping[str, float | tuple[float, float]]
+
 
 class DetectionModel(nn.Module, ABC):
     """A detector that maps images to raw heads and raw heads with targets to a loss.
@@ -23,10 +26,12 @@ class DetectionModel(nn.Module, ABC):
         variant: e.g. "yolox-nano".
         num_classes: without the background.
         size_divisor: the sides of the network's input are multiples of this many pixels.
+        largest_stride: the sides are at least so many pixels; a cell of the coarsest map, where that is more.
         nms_iou_threshold: overlap that its NMS suppresses at unless the user says otherwise.
         suggested_augmentation: fields of `training.Augmentation` that the family is trained with by its authors.
         suggested_learning_rate: highest one for AdamW with 16 images a step; None for the usual one. Networks of a
             few hundred thousand weights bear more, and without it they hardly move in the short runs they are for.
+        is_exportable: whether a graph can hold all of it; not where something outside proposes its regions.
         learns_class_only: whether images of which the class alone is known may teach it.
         supported_loss_options: names of the `LossOptions` that the family's loss heeds.
         loss_options: what a run has changed in the loss.
@@ -34,9 +39,11 @@ class DetectionModel(nn.Module, ABC):
 
     family: ClassVar[str]
     size_divisor: ClassVar[int] = 32
+    largest_stride: ClassVar[int] = 1
     nms_iou_threshold: ClassVar[float] = 0.7
-    suggested_augmentation: ClassVar[Mapping[str, float]] = {}
+    suggested_augmentation: ClassVar[Suggestions] = {}
     suggested_learning_rate: float | None = None
+    is_exportable: ClassVar[bool] = True
     learns_class_only: ClassVar[bool] = False
     supported_loss_options: ClassVar[frozenset[str]] = frozenset()
 
@@ -77,6 +84,11 @@ class DetectionModel(nn.Module, ABC):
             targets: in network pixels.
             pixel_mask: (B, H, W), for models whose preprocessing gives one.
         """
+        self.check_targets(targets)
+        return self.loss(self(images) if pixel_mask is None else self(images, pixel_mask), targets)
+
+    def check_targets(self, targets: Targets) -> None:
+        """Raise `InputError` where the family cannot learn from them."""
         if any(targets.is_class_only) and not self.learns_class_only:
             raise InputError(
                 "Targets.is_class_only",
@@ -84,7 +96,6 @@ class DetectionModel(nn.Module, ABC):
                 got="images of which the class alone is known",
                 fix="leave them out, or train a [region] network such as yolov2",
             )
-        return self.loss(self(images) if pixel_mask is None else self(images, pixel_mask), targets)
 
     @abstractmethod
     def decode_spec(self, size_hw: tuple[int, int]) -> DecodeSpec:
@@ -147,13 +158,15 @@ class DetectionModel(nn.Module, ABC):
         )
 
     def check_size(self, size_hw: tuple[int, int]) -> None:
-        """Raise `InputError` where a side of the input is not a positive multiple of `size_divisor`."""
-        if all(side > 0 and side % self.size_divisor == 0 for side in size_hw):
+        """Raise `InputError` where a side is no positive multiple of `size_divisor` or below `largest_stride`."""
+        divisor = self.size_divisor
+        if all(side > 0 and side % divisor == 0 and side >= self.largest_stride for side in size_hw):
             return
-        nearest = tuple(max(1, round(side / self.size_divisor)) * self.size_divisor for side in size_hw)
+        nearest = tuple(max(-(-self.largest_stride // divisor), 1, round(side / divisor)) * divisor for side in size_hw)
+        smallest = f", {self.largest_stride} at least" if self.largest_stride > divisor else ""
         raise InputError(
             f"{self.variant} input size",
-            expected=f"height and width that are multiples of {self.size_divisor}",
+            expected=f"height and width that are multiples of {divisor}{smallest}",
             got=f"{size_hw[0]}x{size_hw[1]}",
             fix=f"pass --imgsz {nearest[0]}x{nearest[1]}",
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from boxwright.core.errors import UnsupportedError
 from boxwright.core.preprocess_presets import IMAGENET_MEAN, IMAGENET_STD
+from boxwright.models.common.detector import Suggestions
 from boxwright.models.common.proposals import Proposals, canvas_size_hw, pad_proposals
 from boxwright.models.common.region_detector import RcnnConfig, RegionDetector
 from boxwright.models.common.selective_search import selective_search
@@ -23,6 +25,16 @@ from boxwright.models.common.targets import Targets
 # Boxes (N, 4) xyxy for each image of a batch (B, 3, H, W) as the network gets it, in its pixels.
 ProposalSource = Callable[[Tensor], Sequence[Tensor]]
 _REMEMBERED_IMAGES = 4096
+# Mirror images alone, as in the papers. Regions are then searched for twice in every image, and never again.
+MIRROR_ALONE: Suggestions = {
+    "mosaic": 0.0,
+    "mixup": 0.0,
+    "scale_range": (1.0, 1.0),
+    "translate": 0.0,
+    "hue": 0.0,
+    "saturation": 0.0,
+    "brightness": 0.0,
+}
 # The paper's number of regions an image.
 NUM_COUNTED_PROPOSALS = 2000
 
@@ -76,6 +88,9 @@ class FastRcnn(RegionDetector):
             reach out of an image are clipped to it, those outside count for nothing; an image without any has no
             detections and teaches by its objects alone.
     """
+
+    suggested_augmentation: ClassVar[Suggestions] = MIRROR_ALONE
+    is_exportable: ClassVar[bool] = False
 
     def __init__(self, config: RcnnConfig, *, variant: str, num_classes: int) -> None:
         super().__init__(config, variant=variant, num_classes=num_classes)

@@ -47,6 +47,7 @@ class ModelInfo:
         num_parameters: with 80 classes.
         gflops: of one image at that size with 80 classes, a multiplication and an addition counted as two.
         imports: which public checkpoints it reads.
+        is_exportable: whether a graph can hold all of it; else it runs in PyTorch alone.
     """
 
     family: str
@@ -55,6 +56,7 @@ class ModelInfo:
     num_parameters: int
     gflops: float
     imports: str
+    is_exportable: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +126,7 @@ def list_models() -> tuple[ModelInfo, ...]:
             num_parameters=costs[variant].num_parameters,
             gflops=costs[variant].gflops,
             imports=family.IMPORTS,
+            is_exportable=costs[variant].is_exportable,
         )
         for name, family in families().items()
         for variant, config in family.VARIANTS.items()

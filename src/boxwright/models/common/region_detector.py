@@ -46,6 +46,7 @@ class RcnnConfig:
         box_head: layers that read these.
         box_head_width: of the fully connected ones.
         box_stages: one for Faster R-CNN, several for a cascade.
+        learning_rate: see `DetectionModel.suggested_learning_rate`.
         size_hw: the usual input size.
     """
 
@@ -61,6 +62,7 @@ class RcnnConfig:
     box_head: BoxHeadKind = "two_layers"
     box_head_width: int = 1024
     box_stages: tuple[StageConfig, ...] = (StageConfig(),)
+    learning_rate: float | None = None
     size_hw: tuple[int, int] = (800, 1344)
 
 
@@ -78,6 +80,7 @@ class RegionDetector(DetectionModel):
     def __init__(self, config: RcnnConfig, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
         self.config = config
+        self.suggested_learning_rate = config.learning_rate
         self.backbone = _backbone(config)
         self.map_channels = channels = (
             self.backbone.channels if isinstance(self.backbone, SingleMap) else config.channels

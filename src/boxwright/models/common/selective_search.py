@@ -119,10 +119,12 @@ def _histograms(maps: list[tuple[FloatArray, int]], flat: Labels, count: int) ->
 
 def _neighbours(labels: Labels) -> list[set[int]]:
     """The regions that touch each region."""
-    touching: list[set[int]] = [set() for _ in range(int(labels.max()) + 1)]
+    count = int(labels.max()) + 1
+    touching: list[set[int]] = [set() for _ in range(count)]
     for first, second in ((labels[:, :-1], labels[:, 1:]), (labels[:-1], labels[1:])):
         differs = first != second
-        for one, other in np.unique(np.stack([first[differs], second[differs]], axis=1), axis=0).tolist():
+        for pair in np.unique(first[differs] * count + second[differs]).tolist():
+            one, other = divmod(pair, count)
             touching[one].add(other)
             touching[other].add(one)
     return touching
@@ -130,40 +132,47 @@ def _neighbours(labels: Labels) -> list[set[int]]:
 
 def _merge(regions: _Regions, touching: list[set[int]], image_pixels: float) -> FloatArray:
     """Boxes (R, 4) of the first regions and of all that come from merging the two most alike again and again."""
-    histograms, sizes, boxes = list(regions.histograms), list(regions.sizes), list(regions.boxes)
+    num_first = len(regions.sizes)
+    histograms, sizes, boxes = (_with_room(rows) for rows in (regions.histograms, regions.sizes, regions.boxes))
 
-    def similarity(one: int, other: int) -> float:
-        alike = float(np.minimum(histograms[one], histograms[other]).sum())
-        joined = _union(boxes[one], boxes[other])
-        hole = float((joined[2] - joined[0]) * (joined[3] - joined[1])) - float(sizes[one] + sizes[other])
-        return alike + 2.0 - float(sizes[one] + sizes[other]) / image_pixels - hole / image_pixels
+    def similarities(one: int, others: list[int]) -> list[float]:
+        alike = np.minimum(histograms[others], histograms[one]).sum(axis=1)
+        upper = np.minimum(boxes[others, :2], boxes[one, :2])
+        sides = np.maximum(boxes[others, 2:], boxes[one, 2:]) - upper
+        both = sizes[others] + sizes[one]
+        hole = sides[:, 0] * sides[:, 1] - both
+        return (alike + 2.0 - (both + hole) / image_pixels).tolist()  # type: ignore[no-any-return]
 
-    queue = [
-        (-similarity(one, other), one, other) for one, near in enumerate(touching) for other in near if one < other
-    ]
+    queue: list[tuple[float, int, int]] = []
+    for one, near in enumerate(touching):
+        later = [other for other in near if other > one]
+        queue.extend((-value, one, other) for value, other in zip(similarities(one, later), later, strict=True))
     heapq.heapify(queue)
-    alive = set(range(len(touching)))
+    alive, merged = set(range(num_first)), num_first
     while queue:
         _, one, other = heapq.heappop(queue)
         if one not in alive or other not in alive:
             continue
-        merged = len(boxes)
-        total = sizes[one] + sizes[other]
-        histograms.append((histograms[one] * sizes[one] + histograms[other] * sizes[other]) / total)
-        sizes.append(total)
-        boxes.append(_union(boxes[one], boxes[other]))
+        sizes[merged] = sizes[one] + sizes[other]
+        histograms[merged] = (histograms[one] * sizes[one] + histograms[other] * sizes[other]) / sizes[merged]
+        boxes[merged, :2] = np.minimum(boxes[one, :2], boxes[other, :2])
+        boxes[merged, 2:] = np.maximum(boxes[one, 2:], boxes[other, 2:])
         alive -= {one, other}
-        near = {region for region in touching[one] | touching[other] if region in alive}
+        near = (touching[one] | touching[other]) & alive
         touching.append(near)
         for region in near:
             touching[region].add(merged)
-            heapq.heappush(queue, (-similarity(region, merged), region, merged))
+        beside = list(near)
+        for value, region in zip(similarities(merged, beside), beside, strict=True):
+            heapq.heappush(queue, (-value, region, merged))
         alive.add(merged)
-    return np.stack(boxes)
+        merged += 1
+    return boxes[:merged]
 
 
-def _union(one: FloatArray, other: FloatArray) -> FloatArray:
-    return np.concatenate([np.minimum(one[:2], other[:2]), np.maximum(one[2:], other[2:])])
+def _with_room(rows: FloatArray) -> FloatArray:
+    """The rows, and as many less one after them: so many merges there are at most."""
+    return np.concatenate([rows, np.zeros_like(rows[:-1])])
 
 
 def _chosen(boxes: FloatArray, config: SelectiveSearchConfig) -> FloatArray:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from boxwright.models.common.boxes import xyxy_to_cxcywh
-from boxwright.models.common.detector import DetectionModel
+from boxwright.models.common.detector import DetectionModel, Suggestions
 from boxwright.models.common.targets import Targets
 
 
@@ -29,6 +30,7 @@ class SetConfig:
         feed_forward: width between the two layers after an attention.
         num_decoder_layers: each an attention among the queries and one to the map.
         num_queries: the most objects that an image can have.
+        learning_rate: see `DetectionModel.suggested_learning_rate`.
         size_hw: the usual input size.
     """
 
@@ -38,6 +40,7 @@ class SetConfig:
     feed_forward: int = 2048
     num_decoder_layers: int = 6
     num_queries: int = 100
+    learning_rate: float | None = None
     size_hw: tuple[int, int] = (800, 1056)
 
 
@@ -67,6 +70,9 @@ class SetDetector(DetectionModel):
     (K, B, Q, 4) and `_early_logits` (K, B, Q, L) of the layers before the last, and `_size_hw` of the input.
     """
 
+    # Neither DETR nor RT-DETR was trained with them.
+    suggested_augmentation: ClassVar[Suggestions] = {"mosaic": 0.0, "mixup": 0.0}
+
     @abstractmethod
     def set_loss(
         self, logits: Tensor, boxes: Tensor, target_boxes: list[Tensor], target_class_ids: list[Tensor]
@@ -81,7 +87,8 @@ class SetDetector(DetectionModel):
         """
 
     def loss(self, heads: dict[str, Tensor], targets: Targets) -> dict[str, Tensor]:
-        boxes, class_ids = relative_targets(heads, targets)
+        height, width = heads["_size_hw"].tolist()
+        boxes, class_ids = relative_targets(targets, (height, width), heads["class_logits"].device)
         parts = self.set_loss(heads["class_logits"], heads["box_regression"], boxes, class_ids)
         zero = heads["class_logits"].new_zeros(())
         auxiliary = zero
@@ -90,18 +97,20 @@ class SetDetector(DetectionModel):
         return {**parts, "auxiliary": auxiliary, "loss": sum(parts.values(), zero) + auxiliary}
 
 
-def relative_targets(heads: dict[str, Tensor], targets: Targets) -> tuple[list[Tensor], list[Tensor]]:
-    """The objects of a batch on the device of its heads.
+def relative_targets(
+    targets: Targets, size_hw: tuple[int, int], device: torch.device
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The objects of a batch where the network is.
 
     Args:
-        heads: with `class_logits` and `_size_hw`.
         targets: in pixels of the network's input.
+        size_hw: of that input.
+        device: of the network.
 
     Returns:
         Boxes (M, 4) an image as centre, width and height relative to the input, and class ids (M,).
     """
-    height, width = heads["_size_hw"].tolist()
-    device = heads["class_logits"].device
+    height, width = size_hw
     scale = torch.tensor([width, height, width, height], dtype=torch.float32, device=device)
     boxes = [xyxy_to_cxcywh(given.to(device) / scale) for given in targets.boxes_xyxy]
     return boxes, [given.to(device) for given in targets.class_ids]
