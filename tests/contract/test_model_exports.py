@@ -46,9 +46,6 @@ CASES = [
     ("none", "openvino"),
 ]
 
-# What calibration cannot keep yet, with the AP50 seen of at least 0.8 that is asked for.
-LOSES_IN_INT8 = {("efficientdet", "openvino"): "AP50 0.45; the cause is not found yet"}
-
 Trained = Callable[[str], TrainedFamily]
 Exported = Callable[[str], Path]
 OpenForm = Callable[[str, str, str, float], Detector]
@@ -191,11 +188,7 @@ def calibrated(exported: Exported, eight_images_dir: Path) -> Exported:
 @every_family
 @pytest.mark.filterwarnings("ignore:12 calibration images")
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_int8_finds_what_float_finds(
-    family: str, backend: str, calibrated: Exported, eight_images: Dataset, request: pytest.FixtureRequest
-) -> None:
-    if (family, backend) in LOSES_IN_INT8:
-        request.applymarker(pytest.mark.xfail(reason=LOSES_IN_INT8[family, backend], strict=True))
+def test_int8_finds_what_float_finds(family: str, backend: str, calibrated: Exported, eight_images: Dataset) -> None:
     path = calibrated(family)
     operators = {node.op_type for node in onnx.load(path).graph.node}
     assert {"QuantizeLinear", "DequantizeLinear"} <= operators
