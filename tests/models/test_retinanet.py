@@ -14,7 +14,7 @@ from boxwright.models import build_model
 from boxwright.models.common.anchor_assignment import BACKGROUND, IGNORED, assign_atss, assign_by_iou
 from boxwright.models.common.anchor_deltas import decode_deltas, encode_deltas
 from boxwright.models.common.checkpoint import load_weights
-from boxwright.models.retinanet import import_checkpoint
+from boxwright.models.retinanet import RetinaNet, import_checkpoint
 from torchvision_parity import (
     as_torchvision_takes_it,
     assert_found_alike,
@@ -92,6 +92,18 @@ def test_adaptive_assignment_takes_what_stands_out_and_lies_inside() -> None:
     assigned = assign_atss(ANCHORS, (2, 2), boxes, candidates_per_level=2)
     assert assigned.tolist() == [0, BACKGROUND, BACKGROUND, BACKGROUND]
     assert assign_atss(ANCHORS, (2, 2), torch.zeros(0, 4)).tolist() == [BACKGROUND] * 4
+
+
+def test_adaptive_assignment_takes_the_nearest_places_with_all_their_anchors() -> None:
+    model = RetinaNet(variant="retinanet-pico", num_classes=1)
+    spec = model.decode_spec((128, 128))
+    anchors = torch.from_numpy(spec.priors())
+    boxes = torch.tensor([[40.0, 40.0, 88.0, 88.0]])
+    assigned = model._assign(anchors, tuple(level.size for level in spec.levels), boxes)
+    centres = (anchors[:, :2] + anchors[:, 2:])[assigned == 0] / 2
+    places = {tuple(centre) for centre in centres.tolist()}
+    assert len(places) >= 5  # 9 anchors alone would be those of the nearest place
+    assert all(40 < x < 88 and 40 < y < 88 for x, y in places)
 
 
 @pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0, 1.0), (10.0, 10.0, 5.0, 5.0)])
