@@ -58,6 +58,10 @@ SsdCropOption = Annotated[
 MultiScaleOption = Annotated[
     float, _part("--multi-scale", "Largest change of the input size from batch to batch.", panel=_EXTRAS)
 ]
+QatOption = Annotated[
+    bool,
+    typer.Option("--qat", help="Compute with numbers rounded as INT8 rounds them.", rich_help_panel=_EXTRAS),
+]
 SelfAdversarialOption = Annotated[
     float, _part("--self-adversarial", "Probability that the network alters a batch against itself.", panel=_EXTRAS)
 ]

@@ -53,6 +53,7 @@ def train(
     copy_paste: options.CopyPasteOption = 0.0,
     ssd_crop: options.SsdCropOption = None,
     multi_scale: options.MultiScaleOption = 0.0,
+    qat: options.QatOption = False,
     self_adversarial: options.SelfAdversarialOption = 0.0,
     label_smoothing: options.LabelSmoothingOption = 0.0,
     box_loss: options.BoxLossOption = None,

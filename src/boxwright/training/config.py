@@ -129,6 +129,7 @@ class TrainConfig:
         label_smoothing: epsilon of the class targets.
         box_loss: overlap whose loss replaces the family's own loss of boxes.
         anchors: "kmeans" fits the anchors to the training boxes, "auto" refines them by random mutations.
+        qat: whether layers compute with numbers rounded as INT8 will round them.
         multi_scale: largest change of the input's size from batch to batch, as a part of it.
         drop_block: part of the backbone's last features that DropBlock takes out at the end of the run.
         cross_iteration_norm: batches that batch normalisation looks back over; 1 for its own alone.
@@ -168,6 +169,7 @@ class TrainConfig:
     label_smoothing: float = 0.0
     box_loss: OverlapKind | None = None
     anchors: AnchorSource = "family"
+    qat: bool = False
     multi_scale: float = 0.0
     drop_block: float = 0.0
     cross_iteration_norm: int = 1

@@ -18,6 +18,7 @@ from boxwright.training.cross_iteration_norm import (
 )
 from boxwright.training.dataset import TrainBatch
 from boxwright.training.drop_block import insert_drop_block, set_drop_probability
+from boxwright.training.fake_quantization import insert_fake_quantization
 from boxwright.training.multi_scale import Size, resize_batch, scaled_sizes, size_of_batch
 from boxwright.training.self_adversarial import alter_against, is_altered
 
@@ -74,6 +75,10 @@ class StepOptions:
             replaced = insert_cross_iteration_norm(self.module, self.config.cross_iteration_norm, example)
             window = self.config.cross_iteration_norm
             notes.append(f"{len(replaced)} BatchNorm layers look back over {window} batches")
+        if self.config.qat:
+            example = torch.zeros(1, 3, *self.size_hw, device=next(self.module.parameters()).device)
+            rounded = insert_fake_quantization(self.module, example)
+            notes.append(f"{len(rounded)} layers compute with numbers rounded as INT8 rounds them")
         if self.sizes:
             smallest, largest = self.sizes[0], self.sizes[-1]
             notes.append(f"{len(self.sizes)} input sizes from {_shown(smallest)} to {_shown(largest)}")

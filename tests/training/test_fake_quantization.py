@@ -1,0 +1,146 @@
+"""Training with numbers rounded as INT8 rounds them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from boxwright.models import build_model, load_model
+from boxwright.training import TrainConfig, train
+from boxwright.training.fake_quantization import FakeQuantizedConv2d, FakeQuantizedLinear, insert_fake_quantization
+
+pytest.importorskip("torchao")
+
+
+class Small(nn.Module):
+    """A convolution, a depthwise one, a product, and two layers that predict; none of them followed by another."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.thin = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.product = nn.Linear(8, 8)
+        self.boxes = nn.Linear(8, 4)
+        self.classes = nn.Conv2d(8, 5, 1)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        maps = self.thin(self.first(images).relu()).relu()
+        rows = self.product(maps.flatten(2).transpose(1, 2)).relu()
+        return {"box_regression": self.boxes(rows), "class_logits": self.classes(maps)}
+
+
+def small() -> Small:
+    torch.manual_seed(0)
+    return Small()
+
+
+def test_all_layers_but_those_that_predict_are_changed() -> None:
+    module = small()
+    keys = list(module.state_dict())
+    assert insert_fake_quantization(module, torch.rand(1, 3, 8, 10)) == ("first", "thin", "product")
+    assert isinstance(module.thin, FakeQuantizedConv2d)
+    assert isinstance(module.product, FakeQuantizedLinear)
+    assert type(module.boxes) is nn.Linear
+    assert list(module.state_dict()) == keys
+
+
+def test_numbers_are_rounded_to_steps_of_their_range() -> None:
+    module = small()
+    insert_fake_quantization(module, torch.rand(1, 3, 8, 10))
+    seen: dict[str, torch.Tensor] = {}
+    original = FakeQuantizedConv2d._conv_forward
+
+    def spy(layer: nn.Conv2d, input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        seen.setdefault("input", input)
+        seen.setdefault("weight", weight)
+        return original(layer, input, weight, bias)
+
+    images = torch.randn(2, 3, 8, 10)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FakeQuantizedConv2d, "_conv_forward", spy)
+        module(images)
+    step = (images.max() - images.min()) / 255
+    steps = seen["input"] / step
+    assert torch.allclose(steps, steps.round(), atol=1e-3)
+    assert (seen["input"] - images).abs().max() <= step * 0.51
+    weight = module.first.weight
+    # Torchao's symmetric int8 reaches from -128 to 127 steps.
+    steps = seen["weight"] / (weight.abs().amax(dim=(1, 2, 3), keepdim=True) / 127.5)
+    assert torch.allclose(steps, steps.round(), atol=1e-3)
+
+
+def test_channels_of_a_depthwise_layer_have_ranges_of_their_own() -> None:
+    module = small()
+    insert_fake_quantization(module, torch.rand(1, 3, 8, 10))
+    quiet = torch.rand(2, 8, 8, 10)
+    quiet[:, 1:] *= 1e-3
+    exact = nn.functional.conv2d(quiet, module.thin.weight, module.thin.bias, padding=1, groups=8)
+    error = (module.thin(quiet) - exact)[:, 1:].abs().max()
+    assert error < 1e-3 * 0.03 + 0.01 * exact[:, 1:].std()
+
+
+def test_gradients_pass_and_weights_learn() -> None:
+    module = small()
+    insert_fake_quantization(module, torch.rand(1, 3, 8, 10))
+    images = torch.rand(4, 3, 8, 10)
+    wanted = small()(images)["class_logits"].detach() * 0.5
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(30):
+        loss = (module(images)["class_logits"] - wanted).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert module.first.weight.grad is not None and module.first.weight.grad.abs().sum() > 0
+    assert losses[-1] < 0.3 * losses[0]
+
+
+def test_a_copy_computes_the_same_and_the_weights_fit_the_plain_network(tmp_path: Path) -> None:
+    module = small()
+    images = torch.rand(2, 3, 8, 10)
+    plain = copy.deepcopy(module)
+    insert_fake_quantization(module, images[:1])
+    module(images)["class_logits"].sum().backward()  # what a step leaves behind must not be in the way of copies
+    twin = copy.deepcopy(module).eval()
+    assert torch.equal(twin(images)["class_logits"], module(images)["class_logits"])
+    assert not torch.equal(twin(images)["class_logits"], plain(images)["class_logits"])
+    torch.save(module.state_dict(), tmp_path / "weights.pt")
+    plain.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+
+
+@pytest.mark.parametrize("variant", ["yolox-pico", "retinanet-pico", "detr-pico"])
+def test_detectors_keep_their_predictions_in_float(variant: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(variant, num_classes=3)
+    images = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        for parameter in model.parameters():  # some families' predictions begin at zero
+            parameter += 0.01 * torch.randn_like(parameter)
+        before = model.eval()(images)["class_logits"]
+        names = insert_fake_quantization(model, images)
+        after = model.eval()(images)["class_logits"]
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    left = [name for name in layers if name not in names]
+    assert len(names) > 10
+    assert 0 < len(left) < len(names)
+    assert 0 < (after - before).abs().max() < 1
+
+
+def test_a_run_learns_with_it_and_keeps_the_plain_network(shapes_dir: Path, tmp_path: Path) -> None:
+    results = {}
+    for qat in (False, True):
+        config = TrainConfig(
+            data=shapes_dir, model="yolox-pico", out=tmp_path / str(qat), epochs=2, size_hw=(64, 96), batch=16,
+            workers=0, device="cpu", val_every=0, qat=qat,
+        )  # fmt: skip
+        results[qat] = train(config, show_progress=False)
+    losses = [results[qat].history[-1].losses["loss"] for qat in (False, True)]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.3)
+    loaded = load_model(results[True].best)
+    assert not any(isinstance(layer, FakeQuantizedConv2d) for layer in loaded.module.modules())
