@@ -20,14 +20,17 @@ from typing import Any
 import numpy as np
 
 from boxwright.bench.candidate import Candidate
+from boxwright.bench.noise import compare_interleaved
 from boxwright.bench.results import BenchReport, Settings, verdict_between
 from boxwright.bench.run import run_benchmark
+from boxwright.bench.summary import is_precise
 from boxwright.core.detections import Detections
 from boxwright.core.machine import describe_machine
 from boxwright.data import load_dataset
 from boxwright.runtimes.detector import Detector
 
 MORE_WORK = 0.05
+NUM_RESAMPLED = 400
 TARGET_SHARE, TARGET_OVERHEAD = 0.95, 0.01
 
 
@@ -106,11 +109,30 @@ def summarise(tries: list[dict[str, Any]]) -> None:
     print(f"of {len(tries)} tries, {sum(entry['is_noisy'] for entry in tries)} of them disturbed:")
     for text, count in (("equal to itself", equal), ("5 % more work told apart", told_apart)):
         print(f"{text}: {count}, wanted {TARGET_SHARE:.0%}: {_yes_or_no(count >= TARGET_SHARE * len(tries))}")
+    print(f"of {NUM_RESAMPLED} tries put together from the launches of these, drawn with replacement: ", end="")
+    print("equal to itself {:.1%}, 5 % more work told apart {:.1%}".format(*resample(tries)))
     typical = abs(float(np.median(overheads)))
     print(
         f"overhead of the harness: median {np.median(overheads):.2%} ({overheads.min():.2%} to {overheads.max():.2%}), "
         f"wanted below {TARGET_OVERHEAD:.0%}: {_yes_or_no(typical < TARGET_OVERHEAD)}"
     )
+
+
+def resample(tries: list[dict[str, Any]]) -> tuple[float, float]:
+    """Shares of right verdicts in tries put together from measured launches, ended as `bench` ends them."""
+    names = ("a", "again", "slower")
+    launches = [rounds for entry in tries for rounds in zip(*(entry["rounds_ms"][name] for name in names), strict=True)]
+    random, settings = np.random.default_rng(0), Settings()
+    equal, told_apart = 0, 0
+    for _ in range(NUM_RESAMPLED):
+        drawn = [launches[index] for index in random.integers(0, len(launches), settings.max_launches)]
+        for count in range(settings.min_launches, settings.max_launches + 1):
+            a, again, slower = (list(rounds) for rounds in zip(*drawn[:count], strict=True))
+            if is_precise([dict(enumerate(rounds)) for rounds in (a, again, slower)]):
+                break
+        equal += compare_interleaved(a, again).verdict == "equal"
+        told_apart += compare_interleaved(slower, a).verdict == "slower"
+    return equal / NUM_RESAMPLED, told_apart / NUM_RESAMPLED
 
 
 def _yes_or_no(holds: bool) -> str:
