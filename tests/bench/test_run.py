@@ -163,6 +163,22 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(models: Path, dataset:
     assert list((tmp_path / "cache").rglob("state.json")) == []  # nothing is left behind
 
 
+def test_a_launch_that_is_cut_short_counts_as_far_as_it_got(models: Path, dataset: Dataset) -> None:
+    class ImpatientListener(Listener):
+        def progress(self, phase: str, name: str, activity: str, done: int) -> None:
+            if activity == "timing" and name == "b" and done >= 12:  # both have 6 rounds
+                raise KeyboardInterrupt
+
+    candidates = [candidate(models, "raw.onnx", name="a"), candidate(models, "raw.onnx", name="b")]
+    settings = replace(QUICK, with_accuracy=False, rounds=8)
+    first = run_benchmark(candidates, dataset, settings=settings, observer=ImpatientListener()).report
+    assert [[len(launch) for launch in row.rounds_ms] for row in first.results] == [[6], [6]]
+    assert not first.is_complete and len(first.pairs) == 1
+    second = run_benchmark(candidates, dataset, settings=settings).report
+    assert [[len(launch) for launch in row.rounds_ms] for row in second.results] == [[6, 8], [6, 8]]
+    assert second.results[0].rounds_ms[0] == first.results[0].rounds_ms[0]
+
+
 def test_a_changed_file_begins_anew(dataset: Dataset, tmp_path: Path) -> None:
     path = save_colour_cells(tmp_path / "m.onnx", "raw")
     entry = [Candidate(model=str(path), num_threads=1)]

@@ -62,6 +62,7 @@ class Launch:
         self._budgets = budgets
         self._on_round = on_round
         self._on_failure = on_failure
+        self.interrupted: dict[str, Json] = {}  # what a launch that a Ctrl-C ended had measured
 
     def run(self, candidates: Sequence[Candidate], *, index: int) -> dict[str, Json]:
         """Measure; the record of each candidate that came through, by its name.
@@ -84,10 +85,20 @@ class Launch:
                     processes[name] = process
                 except CandidateError as error:
                     self._on_failure(name, error)
-            for round_index in range(self._num_rounds(records.values())):
-                turn = index * self._settings.rounds + round_index
-                self._run_round(processes, records, round_index, turns(list(processes), turn))
+            num_rounds = self._num_rounds(records.values())
+            try:
+                for round_index in range(num_rounds):
+                    turn = index * self._settings.rounds + round_index
+                    self._run_round(processes, records, round_index, turns(list(processes), turn))
+                    self._tell_rounds(processes, (round_index + 1) / num_rounds)
+            except KeyboardInterrupt:
+                self.interrupted = _whole_rounds({name: records[name] for name in processes})
+                raise
         return {name: records[name] for name in processes}
+
+    def _tell_rounds(self, names: Iterable[str], share: float) -> None:
+        for name in names:
+            self._on_round(name, "timing", round(share * self._settings.rounds))
 
     def _num_rounds(self, records: Iterable[Json]) -> int:
         """Fewer than wanted where candidates are so slow that a launch would take too long."""
@@ -124,4 +135,11 @@ class Launch:
                 self._on_failure(name, error)
             else:
                 records[name]["blocks"].append(block)
-                self._on_round(name, "timing", round_index + 1)
+
+
+def _whole_rounds(records: dict[str, Json]) -> dict[str, Json]:
+    """The records of a launch that was cut short, as far as all candidates got; none where that is not far enough."""
+    count = min((len(record["blocks"]) for record in records.values()), default=0)
+    if count < _MIN_ROUNDS:
+        return {}
+    return {name: {**record, "blocks": record["blocks"][:count]} for name, record in records.items()}

@@ -326,10 +326,14 @@ class _Run:
                     on_failure=self._fail,
                 )
                 candidates = [row.candidate for row in self._alive()]
-                for start in range(0, len(candidates), _MOST_ALIVE):
-                    records |= launch.run(candidates[start : start + _MOST_ALIVE], index=launches)
-            self._state.launches.append(records)
-            self._keep()
+                try:
+                    for start in range(0, len(candidates), _MOST_ALIVE):
+                        records |= launch.run(candidates[start : start + _MOST_ALIVE], index=launches)
+                finally:
+                    records |= launch.interrupted
+                    if records:
+                        self._state.launches.append(records)
+                        self._keep()
             self._show_rows()
 
     @contextlib.contextmanager

@@ -184,7 +184,10 @@ def _compare(first: LaunchRounds, second: LaunchRounds) -> Comparison | None:
     common = sorted(first.keys() & second.keys())
     if not common:
         return None
-    return compare_interleaved([first[index] for index in common], [second[index] for index in common])
+    # Candidates that took turns in different groups may have had another number of rounds.
+    pairs = [zip(first[index], second[index], strict=False) for index in common]
+    one, other = zip(*([list(times) for times in zip(*rounds, strict=True)] for rounds in pairs), strict=True)
+    return compare_interleaved(one, other)
 
 
 def find_pareto(results: Sequence[Result]) -> tuple[ParetoPoint, ...]:
