@@ -2,12 +2,15 @@
 
     python benchmarks/families.py [--minutes 4] [--jobs 2] [--data shapes,bccd] [--variants a,b] [--out DIR] [--json]
 
-Each family stands with its smallest variant, trained from random weights (of the backbone too) on one thread for so
-many minutes of processor time, `--jobs` of them side by side, and measured afterwards, one at a time: AP and AP50 on
-images that were not trained on, images a second end to end at batch 1, and the size of the file. `shapes` is the
-generated data set at 160x160, `bccd` the blood cells at 256x256; a family whose input size is fixed keeps its own.
-With the given --out a run that was interrupted goes on where it stopped. Minutes on two cores say which family learns
-at all and what it costs to run, not which one is the better detector after days on a GPU.
+Each family stands with its smallest variant, and each further line of detectors in a family's file with its own,
+trained from random weights (of the backbone too) on one thread for so many minutes of processor time, `--jobs` of them
+side by side, and measured afterwards, one at a time: AP and AP50 on images that were not trained on, images a second
+end to end at batch 1, and the size of the file. `shapes` is the generated data set at 160x160, `bccd` the blood cells
+at 256x256; a family whose input size is fixed keeps its own. `eight` are eight generated images that are measured on as
+well: overfitting, which shows that a family learns at all (DETR needs far more than minutes for the rest). What cannot
+be exported (Fast R-CNN and R-CNN, whose regions come from selective search) is measured in PyTorch, and R-CNN's SVMs
+are fitted after its minutes. With the given --out a run that was interrupted goes on where it stopped. Minutes on two
+cores say which family learns at all and what it costs to run, not which one is the better detector after days on a GPU.
 """
 
 from __future__ import annotations
@@ -25,11 +28,16 @@ from pathlib import Path
 from typing import Any
 
 SHARED = Path(os.environ.get("BOXWRIGHT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-SIZES_HW = {"shapes": (160, 160), "bccd": (256, 256)}
-SPLITS = {"shapes": "val", "bccd": "test"}
+SIZES_HW = {"shapes": (160, 160), "bccd": (256, 256), "eight": (160, 160)}
+SPLITS = {"shapes": "val", "bccd": "test", "eight": "train"}
 FORMS = (("onnxruntime", "fp32"), ("onnxruntime", "int8"), ("openvino", "fp32"), ("openvino", "int8"))
+TORCH_FORM = ("torch", "fp32")
+CHECKPOINT_OPENER = "boxwright.cli._opening:open_candidate"
+# Beside the smallest variant of each family.
+FURTHER_LINES = ("cascadercnn-pico", "fastrcnn-pico", "rcnn-pico")
 BATCH = 16
-MANY_EPOCHS = 100
+# More than fit into the time; of eight images an epoch is a step.
+MANY_EPOCHS = {"shapes": 100, "bccd": 100, "eight": 10000}
 
 
 def main() -> None:
@@ -74,14 +82,14 @@ def run(out: Path, data_names: list[str], variants: str | None, *, minutes: floa
 
 
 def smallest_variants() -> list[str]:
-    """Of each family the one with the fewest parameters."""
+    """Of each family the one with the fewest parameters that can be exported, and those of further lines."""
     from boxwright.models import list_models
 
     smallest: dict[str, tuple[int, str]] = {}
-    for info in list_models():
+    for info in (info for info in list_models() if info.is_exportable):
         entry = (info.num_parameters, info.variant)
         smallest[info.family] = min(entry, smallest.get(info.family, entry))
-    return [variant for _, variant in smallest.values()]
+    return [*(variant for _, variant in smallest.values()), *FURTHER_LINES]
 
 
 def data_folder(name: str, out: Path) -> Path:
@@ -93,8 +101,10 @@ def data_folder(name: str, out: Path) -> Path:
         return folder
     from boxwright.data.shapes import generate_shapes
 
-    folder = out / "shapes"
-    return folder if folder.is_dir() else generate_shapes(folder)
+    folder = out / name
+    if folder.is_dir():
+        return folder
+    return generate_shapes(folder, num_train=8, num_val=8) if name == "eight" else generate_shapes(folder)
 
 
 def train_apart(variant: str, data_name: str, out: Path, minutes: float) -> tuple[str, str, str]:
@@ -118,7 +128,7 @@ def run_folder(variant: str, data_name: str, out: Path) -> Path:
 
 
 def train_one(variant: str, data_name: str, out: Path, minutes: float) -> None:
-    """Train, export and calibrate."""
+    """Train, and export and calibrate what can be exported."""
     import torch
 
     from boxwright.calibration import calibrate
@@ -133,7 +143,7 @@ def train_one(variant: str, data_name: str, out: Path, minutes: float) -> None:
             model=variant,
             out=folder,
             size_hw=fitting_size_hw(variant, SIZES_HW[data_name]),
-            epochs=MANY_EPOCHS,
+            epochs=MANY_EPOCHS[data_name],
             max_minutes=minutes,
             batch=BATCH,
             workers=0,
@@ -141,9 +151,17 @@ def train_one(variant: str, data_name: str, out: Path, minutes: float) -> None:
         ),
         now=time.process_time,
     )
-    export(result.best, folder / "m.onnx", data=data)
-    calibrate(folder / "m.onnx", data, folder / "m_int8.onnx", split="train", num_images=64, measure=False)
+    if is_exportable(variant):
+        export(result.best, folder / "m.onnx", data=data)
+        calibrate(folder / "m.onnx", data, folder / "m_int8.onnx", split="train", num_images=64, measure=False)
     (folder / "done").write_text(json.dumps({"epochs": result.epochs_done, "seconds": result.seconds}))
+
+
+def is_exportable(variant: str) -> bool:
+    """Whether engines can run it."""
+    from boxwright.models import build_model
+
+    return build_model(variant, num_classes=1).is_exportable
 
 
 def fitting_size_hw(variant: str, wanted_hw: tuple[int, int]) -> tuple[int, int] | None:
@@ -160,7 +178,7 @@ def fitting_size_hw(variant: str, wanted_hw: tuple[int, int]) -> tuple[int, int]
 
 def measure(variant: str, data_name: str, out: Path) -> dict[str, Any]:
     """AP, speed and size in every form; kept beside the run."""
-    from boxwright.bench.candidate import Candidate
+    from boxwright.bench.candidate import FILE_OPENER, Candidate
     from boxwright.bench.results import Settings
     from boxwright.bench.run import run_benchmark
     from boxwright.data import load_dataset
@@ -173,9 +191,15 @@ def measure(variant: str, data_name: str, out: Path) -> dict[str, Any]:
     row = {"variant": variant, "data": data_name, "forms": {}}
     if not (folder / "done").exists():
         return {**row, "problem": "not trained"}
-    files = {"fp32": folder / "m.onnx", "int8": folder / "m_int8.onnx"}
+    forms = FORMS if is_exportable(variant) else (TORCH_FORM,)
     candidates = [
-        Candidate(model=str(files[precision]), backend=backend, precision=precision) for backend, precision in FORMS
+        Candidate(
+            model=str(file_of(folder, form)),
+            backend=form[0],
+            precision=form[1],
+            opener=CHECKPOINT_OPENER if form == TORCH_FORM else FILE_OPENER,
+        )
+        for form in forms
     ]
     settings = Settings(min_launches=1, max_launches=1, rounds=6, block_s=0.2, with_raw_engine=False)
     measured = run_benchmark(
@@ -183,16 +207,23 @@ def measure(variant: str, data_name: str, out: Path) -> dict[str, Any]:
     )
     row |= json.loads((folder / "done").read_text())
     row["imgsz"] = measured.report.results[0].imgsz
-    for (backend, precision), result in zip(FORMS, measured.report.results, strict=True):
-        row["forms"][f"{backend} {precision}"] = {
+    for form, result in zip(forms, measured.report.results, strict=True):
+        row["forms"][" ".join(form)] = {
             "map": result.map,
             "map50": result.map50,
             "fps": result.fps,
-            "size_mb": files[precision].stat().st_size / 1e6,
+            "size_mb": file_of(folder, form).stat().st_size / 1e6,
             "reason": result.reason,
         }
     kept.write_text(json.dumps(row))
     return row
+
+
+def file_of(folder: Path, form: tuple[str, str]) -> Path:
+    """What a form is run from."""
+    if form == TORCH_FORM:
+        return folder / "best.pt"
+    return folder / ("m.onnx" if form[1] == "fp32" else "m_int8.onnx")
 
 
 def table(rows: list[dict[str, Any]]) -> Iterator[str]:
@@ -203,7 +234,9 @@ def table(rows: list[dict[str, Any]]) -> Iterator[str]:
         if "problem" in row:
             yield f"| {row['variant']} | | {row['problem']} | | | | |"
             continue
-        cells = [describe(row["forms"][" ".join(form)]) for form in FORMS]
+        cells = [describe(row["forms"][" ".join(form)]) if " ".join(form) in row["forms"] else "" for form in FORMS]
+        if " ".join(TORCH_FORM) in row["forms"]:
+            cells[0] = "PyTorch: " + describe(row["forms"][" ".join(TORCH_FORM)])
         height, width = row["imgsz"]
         yield f"| {row['variant']} | {height}x{width} | {row['epochs']} | " + " | ".join(cells) + " |"
 

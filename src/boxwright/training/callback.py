@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning.pytorch as lightning
+import torch
 
 from boxwright.bench.accuracy import AccuracyResult, predict_all, score
 from boxwright.core.errors import AnswerIsNoError
 from boxwright.core.manifest import Manifest
 from boxwright.data import Dataset
+from boxwright.models import DetectionModel
+from boxwright.models.common.targets import Targets
 from boxwright.runtimes.detector import Detector
 from boxwright.runtimes.torch import TorchBackend
 from boxwright.training.config import TrainConfig
@@ -35,6 +39,7 @@ class RunKeeper(lightning.Callback):
         display: to show progress on.
         metrics: to log to.
         saved: the run that is gone on with.
+        fitting_batches: for `DetectionModel.fit`; None where the family has nothing to fit.
 
     Attributes:
         history: a record an epoch.
@@ -50,6 +55,7 @@ class RunKeeper(lightning.Callback):
         display: TrainingDisplay,
         metrics: MetricsLog,
         saved: SavedRun | None,
+        fitting_batches: Callable[[], Iterable[tuple[torch.Tensor, Targets]]] | None = None,
     ) -> None:
         self.config = config
         self.manifest = manifest
@@ -57,6 +63,7 @@ class RunKeeper(lightning.Callback):
         self.display = display
         self.metrics = metrics
         self.saved = saved
+        self.fitting_batches = fitting_batches
         self.history: list[EpochRecord] = [] if saved is None else list(saved.state.history)
         self.accuracy: AccuracyResult | None = None
         self.operating_point: OperatingPoint | None = None
@@ -94,6 +101,8 @@ class RunKeeper(lightning.Callback):
             return
         steps = training.steps_done
         is_last = trainer.should_stop or training.epoch + 1 >= self.config.epochs or training.clock.progress(steps) >= 1
+        if is_last:
+            self._fit(training)
         measured = self._measure(training) if self._is_measured(training.epoch, is_last=is_last) else None
         record = EpochRecord(
             epoch=training.epoch + 1,
@@ -109,6 +118,15 @@ class RunKeeper(lightning.Callback):
         self.metrics.add(record)
         self._save(training, is_best=is_best, is_finished=is_last)
         self.display.epoch(record, training.clock.remaining(steps))
+
+    def _fit(self, training: TrainingModule) -> None:
+        if self.fitting_batches is None:
+            return
+        self.display.note("fitting what is not trained by gradients")
+        kept, was_training = training.kept_module, training.detector.training
+        assert isinstance(kept, DetectionModel)
+        kept.fit(self.fitting_batches())
+        training.detector.train(was_training)
 
     def _is_measured(self, epoch: int, *, is_last: bool) -> bool:
         if self.val is None:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from boxwright.data import Dataset, list_splits, load_dataset
 from boxwright.data.problems import DESCRIPTIONS
 from boxwright.models import DetectionModel, build_model
 from boxwright.models.common.loading import Weights, default_size_hw, own_class_names, read_weights
+from boxwright.models.common.targets import Targets
 from boxwright.training.callback import RunKeeper
 from boxwright.training.class_images import load_class_images
 from boxwright.training.classification_data import ClassificationData
 from boxwright.training.config import TrainConfig
-from boxwright.training.dataset import Collate, EpochSampler, TrainDataset
+from boxwright.training.dataset import Collate, EpochSampler, SampleKey, TrainDataset
 from boxwright.training.engine import (
     choose_device,
     default_workers,
@@ -39,6 +41,7 @@ from boxwright.training.engine import (
     quiet_lightning,
 )
 from boxwright.training.fit_anchors import fit_anchors
+from boxwright.training.fitting import fitting_indices
 from boxwright.training.identity_batchnorm import has_identity_batchnorm, reestimate_batchnorm
 from boxwright.training.initial_weights import start_from_weights
 from boxwright.training.lightning_module import TrainingModule
@@ -246,9 +249,12 @@ class _Run:
 
     def execute(self) -> TrainResult:
         """Train, and say what came out."""
+        fitting = None
+        if (count := self.plan.module.num_fitting_images) > 0:
+            fitting = partial(self._fitting_batches, fitting_indices(self.samples.dataset, count, self.config.seed))
         self._prepare_module()
         log = MetricsLog(self.config.out, () if self.saved is None else self.saved.state.history)
-        keeper = RunKeeper(self.config, self.plan.manifest, self.val, self.display, log, self.saved)
+        keeper = RunKeeper(self.config, self.plan.manifest, self.val, self.display, log, self.saved, fitting)
         try:
             with quiet_lightning(), plain_interrupt():
                 self._trainer(keeper).fit(self.training, train_dataloaders=self.loader)
@@ -281,6 +287,14 @@ class _Run:
             self.training.is_final_phase = self.saved.state.is_final_phase
             if self.training.is_final_phase:
                 self.plan.module.enter_final_phase()
+
+    def _fitting_batches(self, chosen: list[int]) -> Iterator[tuple[torch.Tensor, Targets]]:
+        """These images, varied as in the final phase."""
+        collate = Collate(preprocess=self.plan.manifest.preprocess)
+        for start in range(0, len(chosen), self.config.batch):
+            part = chosen[start : start + self.config.batch]
+            batch = collate([self.samples[SampleKey(0, index, strong=False)] for index in part])
+            yield batch.images.to(self.device, memory_format=torch.channels_last), batch.targets.to(self.device)
 
     def _images_for_statistics(self) -> Iterator[torch.Tensor]:
         batches = max(1, -(-REESTIMATION_IMAGES // self.config.batch))

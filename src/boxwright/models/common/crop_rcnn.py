@@ -79,6 +79,7 @@ class CropRcnn(DetectionModel):
     family: ClassVar[str] = "rcnn"
     suggested_augmentation: ClassVar[Suggestions] = MIRROR_ALONE
     is_exportable: ClassVar[bool] = False
+    num_fitting_images: ClassVar[int] = 400
     has_svms: Tensor
 
     def __init__(self, config: CropConfig, *, variant: str, num_classes: int) -> None:
@@ -155,6 +156,10 @@ class CropRcnn(DetectionModel):
         logits = self.classifier(self.features(heads["_images"], rois))
         loss = functional.cross_entropy(logits, torch.cat([part.labels for part in sampled]))
         return {"class": loss, "loss": loss}
+
+    def fit(self, batches: Iterable[tuple[Tensor, Targets]]) -> None:
+        """The SVMs and the box regressors; see `fit_svms`."""
+        fit_svms(self, batches)
 
     def decode_spec(self, size_hw: tuple[int, int]) -> AnchorDeltas:
         self.check_size(size_hw)

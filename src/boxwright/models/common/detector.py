@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ class DetectionModel(nn.Module, ABC):
         suggested_learning_rate: highest one for AdamW with 16 images a step; None for the usual one. Networks of a
             few hundred thousand weights bear more, and without it they hardly move in the short runs they are for.
         is_exportable: whether a graph can hold all of it; not where something outside proposes its regions.
+        num_fitting_images: that `fit` wants at the end of a training; 0 for families that have nothing to fit.
         learns_class_only: whether images of which the class alone is known may teach it.
         supported_loss_options: names of the `LossOptions` that the family's loss heeds.
         loss_options: what a run has changed in the loss.
@@ -44,6 +45,7 @@ class DetectionModel(nn.Module, ABC):
     suggested_augmentation: ClassVar[Suggestions] = {}
     suggested_learning_rate: float | None = None
     is_exportable: ClassVar[bool] = True
+    num_fitting_images: ClassVar[int] = 0
     learns_class_only: ClassVar[bool] = False
     supported_loss_options: ClassVar[frozenset[str]] = frozenset()
 
@@ -111,6 +113,14 @@ class DetectionModel(nn.Module, ABC):
 
     def enter_final_phase(self) -> None:
         """Told once, before the last epochs, in which the strong augmentations rest."""
+        return
+
+    def fit(self, batches: Iterable[tuple[Tensor, Targets]]) -> None:
+        """Fit what is not descended, in place; called once, on the weights that are kept, before their measurement.
+
+        Args:
+            batches: images (B, 3, H, W) and their targets, `num_fitting_images` or all there are, with every class.
+        """
         return
 
     def set_loss_options(self, options: LossOptions) -> None:
