@@ -69,7 +69,7 @@ def torchvision_model(given: list[torch.Tensor]) -> torch.nn.Module:
     return theirs
 
 
-SIZE_HW = (96, 160)
+SIZE_HW = (128, 160)
 
 
 def right_heads(model: DetectionModel, boxes: torch.Tensor, class_ids: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -33,6 +33,8 @@ def test_sizes_are_those_on_the_networks_input(shapes: Dataset) -> None:
 def test_anchors_go_into_the_decoding_and_the_state_dict(shapes: Dataset, variant: str, source: str) -> None:
     model = build_model(variant, num_classes=4)
     preprocess = model.default_preprocess((96, 128))
+    if source == "auto":  # whose anchors would fit well enough
+        model.set_anchors([(2.0 + index, 100.0 + index) for index in range(model.num_anchor_sizes)])
     before = {name: value.clone() for name, value in model.state_dict().items()}
     (note,) = fit_anchors(model, shapes, preprocess, source, seed=0)  # type: ignore[arg-type]
     assert "mean best IoU" in note
@@ -47,6 +49,18 @@ def test_anchors_go_into_the_decoding_and_the_state_dict(shapes: Dataset, varian
     assert mean_best_overlap(sizes, used) > mean_best_overlap(sizes, usual)
     changed = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
     assert len(changed) == 1 and "anchor" in changed[0]
+
+
+@pytest.mark.parametrize("variant", ["yolov5-pico", "yolov4-pico"])
+def test_auto_keeps_anchors_that_nearly_all_boxes_fit(shapes: Dataset, variant: str) -> None:
+    model = build_model(variant, num_classes=4)
+    preprocess = model.default_preprocess((96, 128))
+    good = kmeans_anchors(network_sizes_wh(shapes, preprocess), model.num_anchor_sizes, 0)
+    model.set_anchors([(float(width), float(height)) for width, height in good])
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    (note,) = fit_anchors(model, shapes, preprocess, "auto", seed=0)
+    assert "the anchors are kept: best possible recall 1.000" in note
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_families_without_such_anchors_refuse(shapes: Dataset) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from boxwright.core.boxes import FloatArray
+from boxwright.core.decode_spec import Grid
 from boxwright.core.errors import InputError
 from boxwright.core.preprocess import Preprocess
 from boxwright.data import Dataset
@@ -12,6 +13,9 @@ from boxwright.models import DetectionModel
 from boxwright.models.common.auto_anchor import auto_anchors, best_possible_recall
 from boxwright.models.common.kmeans_anchors import kmeans_anchors, mean_best_overlap
 from boxwright.training.config import AnchorSource
+
+# AutoAnchor leaves anchors alone that at least this part of the boxes may learn from.
+SUFFICIENT_RECALL = 0.98
 
 
 def fit_anchors(
@@ -23,7 +27,7 @@ def fit_anchors(
         module: to change.
         dataset: to train on.
         preprocess: tells how large a box is on the network's input.
-        source: "kmeans", "auto", or "family" to leave the anchors as they are.
+        source: "kmeans", "auto", which keeps anchors that nearly all boxes fit, or "family" to leave them as they are.
         seed: of the run.
 
     Returns:
@@ -43,12 +47,24 @@ def fit_anchors(
             fix="leave --anchors out",
         )
     sizes_wh = network_sizes_wh(dataset, preprocess)
+    if source == "auto":
+        recall = best_possible_recall(sizes_wh, _anchors_of(module, preprocess))
+        if recall >= SUFFICIENT_RECALL:
+            return (f"the anchors are kept: best possible recall {recall:.3f} on {len(sizes_wh)} training boxes",)
     anchors = kmeans_anchors(sizes_wh, count, seed) if source == "kmeans" else auto_anchors(sizes_wh, count, seed)
     module.set_anchors([(float(width), float(height)) for width, height in anchors])
     shown = ", ".join(f"{width:.0f}x{height:.0f}" for width, height in anchors)
     fit = f"mean best IoU {mean_best_overlap(sizes_wh, anchors):.3f}"
-    recall = f"best possible recall {best_possible_recall(sizes_wh, anchors):.3f}"
-    return (f"anchors from {len(sizes_wh)} training boxes, {fit}, {recall}: {shown}",)
+    share = f"best possible recall {best_possible_recall(sizes_wh, anchors):.3f}"
+    return (f"anchors from {len(sizes_wh)} training boxes, {fit}, {share}: {shown}",)
+
+
+def _anchors_of(module: DetectionModel, preprocess: Preprocess) -> FloatArray:
+    """The widths and heights (K, 2) that a detector has now, in pixels of the network's input."""
+    assert preprocess.size_hw is not None  # families with such anchors have a fixed input
+    spec = module.decode_spec(preprocess.size_hw)
+    assert isinstance(spec, Grid)
+    return np.array([anchor for level in spec.levels for anchor in level.anchors_wh])
 
 
 def network_sizes_wh(dataset: Dataset, preprocess: Preprocess) -> FloatArray:
