@@ -38,18 +38,23 @@ class ErrorLines:
 
     def __init__(self) -> None:
         self._lines: list[str] = []
+        self._warning: str | None = None
         self.on_message: Callable[[str, str], None] | None = None
 
     def add(self, severity: str, message: str) -> None:
         """Take a message; errors are kept, and everything goes to `on_message` where there is one."""
+        line = _PLACE_IN_SOURCES.sub("", " ".join(message.split()))
         if severity in ("ERROR", "INTERNAL_ERROR") and len(self._lines) < _MOST_ERRORS_KEPT:
-            self._lines.append(_PLACE_IN_SOURCES.sub("", " ".join(message.split())))
+            self._lines.append(line)
+        elif severity == "WARNING":
+            self._warning = line
         if self.on_message is not None:
             self.on_message(severity, message)
 
     def clear(self) -> None:
         """Forget them, before something is tried."""
         self._lines.clear()
+        self._warning = None
 
     @property
     def lines(self) -> tuple[str, ...]:
@@ -58,8 +63,8 @@ class ErrorLines:
 
     @property
     def cause(self) -> str:
-        """The first of them."""
-        return self._lines[0] if self._lines else "an error without a message"
+        """The first of them; without any the last warning, as of a GPU that cannot be reached."""
+        return self._lines[0] if self._lines else self._warning or "an error without a message"
 
 
 def import_tensorrt(needed_for: str) -> Any:
