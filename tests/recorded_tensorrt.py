@@ -79,7 +79,20 @@ def _held(implementation: type, name: str, members: Mapping[str, Any]) -> type:
             raise AttributeError(f"tensorrt.{name}.{attribute} cannot be set in this generation")
         object.__setattr__(self, attribute, value)
 
-    held = type(name, (implementation,), {"__getattribute__": get, "__setattr__": put})
+    class Recorded(type):
+        """The class itself shows no more than its objects do."""
+
+        def __getattribute__(cls, attribute: str) -> Any:
+            if (
+                not attribute.startswith("_")
+                and attribute not in members
+                and cls.__name__ == name
+                and attribute != "mro"
+            ):
+                raise AttributeError(f"tensorrt.{name} has no attribute {attribute!r} in this generation")
+            return super().__getattribute__(attribute)
+
+    held = Recorded(name, (implementation,), {"__getattribute__": get, "__setattr__": put})
     return held
 
 

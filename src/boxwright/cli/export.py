@@ -39,7 +39,8 @@ def export(
         Path | None, typer.Option("--out", help="File or folder to write; beside the source if not given.")
     ] = None,
     format: Annotated[
-        Literal["onnx", "openvino", "triton", "deepstream"], typer.Option("--format", help="What to write.")
+        Literal["onnx", "openvino", "tensorrt", "triton", "deepstream"],
+        typer.Option("--format", help="What to write."),
     ] = "onnx",
     variant: VariantOption = None,
     head: Annotated[
@@ -75,6 +76,27 @@ def export(
     triton_backend: Annotated[
         Literal["onnxruntime", "openvino"], typer.Option("--triton-backend", help="What runs an ONNX file in Triton.")
     ] = "onnxruntime",
+    workspace: Annotated[
+        int | None, typer.Option("--workspace", min=1, help="TensorRT: MiB that layers may use for themselves.")
+    ] = None,
+    timing_cache: Annotated[
+        Path | None, typer.Option("--timing-cache", help="TensorRT: file that keeps what the builder measured.")
+    ] = None,
+    dla_core: Annotated[
+        int | None, typer.Option("--dla-core", min=0, help="TensorRT: DLA core of a Jetson to build for.")
+    ] = None,
+    float_layers: Annotated[
+        str,
+        typer.Option("--float-layers", help="TensorRT: nodes that stay in FP32, between commas; auto finds them."),
+    ] = "auto",
+    profile: Annotated[
+        list[str] | None,
+        typer.Option("--profile", help="TensorRT: smallest, usual and largest input, as 1x3x416x416,4x...,16x..."),
+    ] = None,
+    calibration_cache: Annotated[
+        Path | None, typer.Option("--calibration-cache", help="TensorRT up to 10: file of ranges for INT8.")
+    ] = None,
+    gpu: Annotated[int, typer.Option("--gpu", min=0, help="TensorRT: GPU to build on and for.")] = 0,
     opset: OpsetOption = None,
     data: DataIfAnyOption = None,
     split: SplitOption = "val",
@@ -84,6 +106,7 @@ def export(
     try:
         from boxwright.export import ExportOptions
         from boxwright.export import export as run_export
+        from boxwright.export.tensorrt_options import EngineOptions, Profile, parse_float_layers
     except ModuleNotFoundError as error:
         raise MissingDependencyError(error.name or "onnx", extra="export", needed_for="boxwright export") from error
     console = stderr_console()
@@ -102,6 +125,15 @@ def export(
         precision=precision,
         output_names=output_names,
         triton_backend=triton_backend,
+        engine=EngineOptions(
+            workspace_mb=workspace,
+            timing_cache=timing_cache,
+            dla_core=dla_core,
+            float_layers=parse_float_layers(float_layers),
+            profiles=tuple(map(Profile.parse, profile or ())),
+            calibration_cache=calibration_cache,
+            gpu=gpu,
+        ),
         opset=opset,
     )
     with console.status("starting") as status:

@@ -24,12 +24,20 @@ from boxwright.export.passes import run_passes
 from boxwright.export.sources import Description, Progress, Source, open_source
 from boxwright.export.to_deepstream import CONFIG_NAME, write_deepstream
 from boxwright.export.to_openvino import convert_to_openvino
+from boxwright.export.to_tensorrt import (
+    ENGINE_SUFFIXES,
+    EngineRequest,
+    convert_to_tensorrt,
+    move_engine,
+    open_build_machine,
+    rebuild_command,
+)
 from boxwright.export.to_triton import is_packable, pack_for_triton, write_triton_onnx
 from boxwright.export.verification_images import verification_images
 from boxwright.runtimes.detector import Detector
 
 __all__ = ["ExportOptions", "ExportResult", "export"]
-_ENGINES = {"onnx": "onnxruntime", "openvino": "openvino", "triton": "onnxruntime", "deepstream": "onnxruntime"}
+_ENGINES = {"onnx": "onnxruntime", "triton": "onnxruntime", "deepstream": "onnxruntime"}  # others by their name
 _FOLDER_SUFFIXES = {"openvino": "_openvino_model", "triton": "_triton", "deepstream": "_deepstream"}
 
 
@@ -100,6 +108,8 @@ def export(
     _check_replaceable(out, options.format)
     _check_folder(out)
     check_writable(out)
+    # What is missing for an engine is said before the work.
+    machine = open_build_machine(options.engine) if options.format == "tensorrt" else None
     description = Description(model=model, head=head, labels=labels, preprocess=preprocess)
     with _naming(out), tempfile.TemporaryDirectory(prefix=".boxwright-", dir=out.parent) as folder:
         work = Path(folder)
@@ -107,21 +117,43 @@ def export(
         images, problems = verification_images(data, split, opened.manifest)
         graph, manifest = _build(opened, options, report)
         report("converting")
-        candidate = _write(graph, manifest, work / _file_name(options.format), options, work, source.stem)
+
+        def compare(path: Path, backend: str) -> VerificationRecord:
+            return verify.compare(
+                opened.open_reference,
+                lambda conf: Detector(path, backend=backend, conf=conf, iou=manifest.iou_threshold),
+                images,
+                manifest.preprocess,
+                reference_name=opened.name,
+                max_detections=manifest.decode.max_detections,
+            )
+
+        if machine is None:
+            candidate = _write(graph, manifest, work / _file_name(options.format), options, work, source.stem)
+        else:
+            candidate = work / "model.engine"
+            request = EngineRequest(
+                graph=graph,
+                manifest=manifest,
+                precision=options.precision,
+                batch=options.batch,
+                options=options.engine,
+                images=images,
+                compare=lambda path: compare(path, "onnxruntime"),
+                source=source.name,
+                rebuild_command=_command(source, out, description, data, split, options),
+            )
+            manifest = convert_to_tensorrt(machine, request, candidate, work, report)
         report("comparing detections with the source")
-        record = verify.compare(
-            opened.open_reference,
-            lambda conf: Detector(candidate, backend=_ENGINES[options.format], conf=conf, iou=manifest.iou_threshold),
-            images,
-            manifest.preprocess,
-            reference_name=opened.name,
-            max_detections=manifest.decode.max_detections,
-        )
+        record = compare(candidate, _ENGINES.get(options.format, options.format))
         precision = "int8" if manifest.precision == "int8" else options.precision
         verify.check(record, precision, f"{options.format} export of {source.name}")
         manifest = replace(manifest, verification=record)
         report("writing")
-        _write(graph, manifest, out, options, work, source.stem)
+        if machine is None:
+            _write(graph, manifest, out, options, work, source.stem)
+        else:
+            move_engine(candidate, out, manifest)  # to build it again would take minutes, and give another
     return ExportResult(path=out, manifest=manifest, verification=record, problems=problems)
 
 
@@ -138,6 +170,8 @@ def _default_out(source: Path, wanted: Format) -> Path:
     """A name beside the source; what is there already is only replaced where the user names it."""
     if wanted in _FOLDER_SUFFIXES:
         out = source.with_name(f"{source.stem}{_FOLDER_SUFFIXES[wanted]}")
+    elif wanted == "tensorrt":
+        out = source.with_suffix(ENGINE_SUFFIXES[0])
     elif source.suffix == ".onnx":
         out = source.with_name(f"{source.stem}_boxwright.onnx")
     else:
@@ -172,6 +206,9 @@ def _check_source(source: Path) -> None:
 def _check_suffix(out: Path, wanted: Format) -> None:
     if wanted == "onnx" and out.suffix != ".onnx":
         raise InputError("--out", expected="a file name that ends in .onnx", got=out.name, fix="rename it")
+    if wanted == "tensorrt" and out.suffix not in ENGINE_SUFFIXES:
+        expected = "a file name that ends in " + " or ".join(ENGINE_SUFFIXES)
+        raise InputError("--out", expected=expected, got=out.name, fix="rename it")
     if wanted in _FOLDER_SUFFIXES and out.suffix:
         raise InputError("--out", expected=f"a folder for --format {wanted}", got=out.name, fix="leave out the suffix")
 
@@ -207,6 +244,33 @@ def _build(opened: Source, options: ExportOptions, report: Progress) -> tuple[ir
     if options.output_names == "efficientnms":
         rename_outputs(graph)
     return graph, manifest
+
+
+def _command(
+    source: Path, out: Path, description: Description, data: str | Path | None, split: str, options: ExportOptions
+) -> str:
+    """The command that makes the same engine, where it is needed again."""
+    given = {
+        "--model": description.model,
+        "--head": description.head,
+        "--labels": description.labels,
+        "--preprocess": description.preprocess,
+        "--imgsz": None if options.size_hw is None else "x".join(map(str, options.size_hw)),
+        "--batch": None if options.batch == 1 else options.batch,
+        "--dynamic": options.dynamic,
+        "--nms": None if options.nms == "graph" else options.nms,
+        "--conf": options.conf,
+        "--iou": options.iou,
+        "--max-det": options.max_det,
+        "--max-candidates": options.max_candidates,
+        "--agnostic-nms": options.agnostic_nms,
+        "--embed-preprocess": options.embed_preprocess,
+        "--output-names": None if options.output_names == "boxwright" else options.output_names,
+        "--opset": options.opset,
+        "--data": data,
+        "--split": None if data is None else split,
+    }
+    return rebuild_command(source, out, options.precision, given, options.engine)
 
 
 def _file_name(wanted: Format) -> str:

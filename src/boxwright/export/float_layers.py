@@ -1,8 +1,9 @@
 """Which nodes must stay in float32 so that a detector in half precision finds what it found: searched, not guessed.
 
-The graph with its types in half precision runs on ONNX Runtime, which rounds to float16 after each node; what it detects
-is compared with the source. Where the two differ too much, parts of the network are tried alone in half precision, those
-that harm most are put back to float32 until the detections agree, and within these what can is set free again.
+The graph with its types in half precision runs on ONNX Runtime, which rounds to float16 after each node; what it
+detects is compared with the source. Where the two differ too much, parts of the network are tried alone in half
+precision, those that harm most are put back to float32 until the detections agree, and within these what can is set
+free again.
 """
 
 from __future__ import annotations

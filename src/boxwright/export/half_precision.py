@@ -32,7 +32,7 @@ def half_candidates(model: ir.Model) -> tuple[str, ...]:
     """The names of the nodes that may compute in half precision, in the order of the graph.
 
     Args:
-        model: exported, with the types of its values.
+        model: from `with_types`.
     """
     graph = model.graph
     heads = {value for node in graph for value in node.outputs if value.name in RAW_HEAD_NAMES}
@@ -53,13 +53,13 @@ def to_half(model: ir.Model, names: Collection[str]) -> tuple[ir.Model, tuple[st
     """A copy in which nodes compute in float16.
 
     Args:
-        model: left as it is.
+        model: from `with_types`; left as it is.
         names: of the nodes, from `half_candidates`.
 
     Returns:
         The copy, and the names of nodes that stayed in float32 since a constant of theirs is too large.
     """
-    copy = with_types(model)
+    copy = ir.from_proto(ir.to_proto(model))
     converter = _Converter(copy.graph)
     too_large = []
     for node in list(copy.graph):
@@ -74,9 +74,14 @@ def to_half(model: ir.Model, names: Collection[str]) -> tuple[ir.Model, tuple[st
 
 
 def with_types(model: ir.Model) -> ir.Model:
-    """A copy in which the types of values are known."""
-    proto = onnx.shape_inference.infer_shapes(ir.to_proto(model))
-    return ir.from_proto(proto)
+    """A copy in which the types of values are known, and every node has a name of its own."""
+    copy = ir.from_proto(onnx.shape_inference.infer_shapes(ir.to_proto(model)))
+    seen: set[str | None] = {None, ""}
+    for index, node in enumerate(copy.graph):
+        if node.name in seen:
+            node.name = f"{node.op_type}_{index}"
+        seen.add(node.name)
+    return copy
 
 
 def _touches_float(node: ir.Node) -> bool:
@@ -141,7 +146,7 @@ class _Converter:
 
     def _half_constant(self, name: str, numbers: np.ndarray) -> ir.Value:
         tensor = ir.tensor(numbers.astype(np.float16), name=f"{name}/half")
-        value = ir.Value(name=tensor.name, shape=ir.Shape(tensor.shape), type=ir.TensorType(_HALF), const_value=tensor)
+        value = ir.Value(name=tensor.name, shape=ir.Shape(numbers.shape), type=ir.TensorType(_HALF), const_value=tensor)
         self._graph.register_initializer(value)
         return value
 

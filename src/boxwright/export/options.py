@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from boxwright.core.decode_nms_attributes import MOST_DETECTIONS
@@ -10,15 +10,16 @@ from boxwright.core.decode_spec import DecodeSpec, NmsSpec
 from boxwright.core.errors import InputError, UnsupportedError
 from boxwright.core.manifest import Manifest
 from boxwright.export.decode_nms.function import OLDEST_OPSET
+from boxwright.export.tensorrt_options import ENGINE_PRECISIONS, EngineOptions
 from boxwright.export.to_deepstream import DEEPSTREAM_PRECISIONS
 from boxwright.export.to_openvino import WEIGHTS_PRECISIONS
 from boxwright.export.to_triton import ONNX_BACKENDS
 from boxwright.runtimes.openvino_plugin import require_openvino_plugin
 
-Format = Literal["onnx", "openvino", "triton", "deepstream"]
+Format = Literal["onnx", "openvino", "tensorrt", "triton", "deepstream"]
 NmsForm = Literal["graph", "plugin", "none"]
 OutputNames = Literal["boxwright", "efficientnms"]
-FORMATS = ("onnx", "openvino", "triton", "deepstream")
+FORMATS = ("onnx", "openvino", "tensorrt", "triton", "deepstream")
 # Of the graph's threshold inputs; the manifest keeps what `Detector` passes.
 DEFAULT_SCORE_THRESHOLD, DEFAULT_IOU_THRESHOLD = 0.001, 0.7
 
@@ -39,7 +40,8 @@ class ExportOptions:
         max_candidates: that go to NMS, of what the family limits: an image, a level or a class; its own where None.
         agnostic_nms: a box suppresses boxes of other classes too.
         embed_preprocess: the graph takes uint8 images of any size and resizes, pads and normalises them itself.
-        precision: of the stored weights; for DeepStream, of the engine that it builds.
+        precision: of the stored weights; for TensorRT and DeepStream, of the engine.
+        engine: how an engine of TensorRT is built.
         output_names: of the detections: Boxwright's, or those that EfficientNMS's users know.
         triton_backend: that runs an ONNX file in Triton.
         opset: of ONNX; where None, 17 or the oldest after it that will do.
@@ -59,6 +61,7 @@ class ExportOptions:
     precision: str = "fp32"
     output_names: OutputNames = "boxwright"
     triton_backend: str = "onnxruntime"
+    engine: EngineOptions = field(default_factory=EngineOptions)
     opset: int | None = None
 
     def __post_init__(self) -> None:
@@ -73,10 +76,17 @@ class ExportOptions:
         _require(is_limit, "--max-candidates", "at least 1", self.max_candidates)
         for name, value in (("--conf", self.conf), ("--iou", self.iou)):
             _require(value is None or 0 <= value <= 1, name, "a number in [0, 1]", value)
-        allowed = {"openvino": WEIGHTS_PRECISIONS, "deepstream": DEEPSTREAM_PRECISIONS}.get(self.format, ("fp32",))
+        precisions = {
+            "openvino": WEIGHTS_PRECISIONS,
+            "deepstream": DEEPSTREAM_PRECISIONS,
+            "tensorrt": ENGINE_PRECISIONS,
+        }
+        allowed = precisions.get(self.format, ("fp32",))
         _require(self.precision in allowed, f"--precision for {self.format}", " or ".join(allowed), self.precision)
         backend = self.triton_backend
         _require(backend in ONNX_BACKENDS, "--triton-backend", " or ".join(ONNX_BACKENDS), backend)
+        is_free = self.format == "tensorrt" or self.engine == EngineOptions()
+        _require(is_free, " ".join(self.engine.arguments()), "--format tensorrt, which it is of", self.format)
         names = ("boxwright", "efficientnms") if self.nms != "none" else ("boxwright",)
         option = f"--output-names with --nms {self.nms}"
         _require(self.output_names in names, option, " or ".join(names), self.output_names)

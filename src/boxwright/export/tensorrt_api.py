@@ -15,8 +15,8 @@ from boxwright.core.errors import UnsupportedError
 
 # Takes what the builder is doing, and which step of how many it is at; 0 steps where that is not known.
 OnPhase = Callable[[str, int, int], None]
-# Whether a layer of TensorRT's network, told by the name of its ONNX node, may compute in half precision.
-MayBeHalf = Callable[[str], bool]
+# Whether an ONNX node may compute in half precision, by its name; None where there is none of that name.
+MayBeHalf = Callable[[str], bool | None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,14 +275,13 @@ def limits_of(version: str) -> ParserLimits:
 
 
 def _may_be_half(layer_name: str, may_be_half: MayBeHalf) -> bool | None:
-    """What is said of the node that a layer was made of; None for a layer without a name of its own.
+    """What is said of the node that a layer was made of; None for a layer that has no name from a node.
 
     The parsers name a layer after its node, and further layers of the node with a number behind the name.
     """
-    if layer_name.startswith("(Unnamed Layer"):
-        return None
     stem, _, number = layer_name.rpartition("_")
-    return may_be_half(layer_name) or (number.isdigit() and may_be_half(stem))
+    found = may_be_half(layer_name)
+    return may_be_half(stem) if found is None and number.isdigit() else found
 
 
 def _computes_in_float(trt: Any, layer: Any) -> bool:

@@ -110,6 +110,8 @@ class EngineOptions:
             given += ["--float-layers", ",".join(self.float_layers) or "none"]
         for profile in self.profiles:
             given += ["--profile", str(profile)]
+        if self.gpu:
+            given += ["--gpu", str(self.gpu)]
         if self.calibration_cache is not None:
             given += ["--calibration-cache", str(self.calibration_cache)]
         return given

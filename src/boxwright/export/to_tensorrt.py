@@ -126,6 +126,7 @@ def convert_to_tensorrt(
     api, manifest = machine.api, request.manifest
     is_quantized = manifest.precision == "int8"
     precision = "int8" if is_quantized else request.precision
+    request = replace(request, graph=with_types(request.graph))
     _check_precision(request, precision, is_quantized, api)
     needs_plugin = has_decode_nms(request.graph)
     load_plugins(api.trt, decode_nms=needs_plugin, needed_for=request.source)
@@ -145,7 +146,7 @@ def convert_to_tensorrt(
         source=request.source,
         precisions=() if typing.is_strong else allowed,
         typing=typing,
-        may_be_half=_rule(half) if allowed and not typing.is_strong else None,
+        may_be_half=_rule(request.graph, half) if allowed and not typing.is_strong else None,
         batches=batches,
         batch=request.batch,
         options=request.options,
@@ -156,7 +157,7 @@ def convert_to_tensorrt(
         if batches is not None:
             batches.close()
     manifest = replace(manifest, precision=cast("Precision", precision))
-    in_float = [name for name in half_candidates(with_types(request.graph)) if name not in half] if allowed else []
+    in_float = [name for name in half_candidates(request.graph) if name not in half] if allowed else []
     sidecar = EngineSidecar(
         manifest=manifest,
         tensorrt_version=str(api.trt.__version__),
@@ -254,7 +255,7 @@ def _half_nodes(request: EngineRequest, precision: str, is_strong: bool, work: P
     """The nodes that may compute in half precision; in a strongly typed INT8 graph none do."""
     if precision == "fp32" or (precision == "int8" and is_strong):
         return frozenset()
-    typed = with_types(request.graph)
+    typed = request.graph
     candidates = half_candidates(typed)
     pinned = request.options.float_layers
     if pinned is not None:
@@ -286,9 +287,15 @@ def _check_names(names: Sequence[str], graph: ir.Model, source: str) -> None:
             )
 
 
-def _rule(half: frozenset[str]) -> MayBeHalf:
-    """Whether a layer's node is among these, or was written for one of these."""
-    return lambda name: name in half or name.rpartition("/")[0] in half
+def _rule(graph: ir.Model, half: frozenset[str]) -> MayBeHalf:
+    """What holds for a node holds for those that were written in its place, named `<node>/...`."""
+    known = {str(node.name) for node in graph.graph}
+
+    def may_be_half(name: str) -> bool | None:
+        found = next((known_name for known_name in (name, name.rpartition("/")[0]) if known_name in known), None)
+        return None if found is None else found in half
+
+    return may_be_half
 
 
 def _batches(machine: BuildMachine, request: EngineRequest) -> ImageBatches:
