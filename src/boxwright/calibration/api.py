@@ -20,9 +20,10 @@ from boxwright.calibration.ranges import RangeMethod
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.sessions import Tensors
 from boxwright.calibration.statistics import collect_statistics
+from boxwright.calibration.writing import write_model
 from boxwright.core.errors import InputError
-from boxwright.core.files import atomic_file, check_not_source, check_writable
-from boxwright.core.manifest import METADATA_KEY, CalibrationRecord, Manifest
+from boxwright.core.files import check_not_source, check_writable
+from boxwright.core.manifest import CalibrationRecord, Manifest
 from boxwright.data import Dataset, load_dataset
 from boxwright.data.hashing import content_sha256
 from boxwright.runtimes.detector import Detector
@@ -101,7 +102,7 @@ def calibrate(
     statistics = collect_statistics(
         float_model,
         _batches(float_model, calibration),
-        tensors=observed_tensors(float_model),
+        tensors=observed_tensors(float_model, fused=recipe.rules.style == "fused"),
         on_progress=lambda done: report("calibrating", done, len(calibration.samples)),
     )
     quantizer = Quantizer(float_model, statistics)
@@ -110,7 +111,7 @@ def calibrate(
         method=f"{recipe.describe()} for {engine}",
         data_sha256=content_sha256(calibration),
         num_images=len(calibration.samples),
-        layers_in_float=tuple(layer.name for layer in float_model.layers if layer not in quantizer.quantizable),
+        layers_in_float=tuple(layer.name for layer in float_model.layers if layer not in quantizer.quantized(recipe)),
     )
     manifest = replace(
         float_model.manifest,
@@ -122,12 +123,12 @@ def calibrate(
     if held_back is not None:
         record = _measure(model, proto, manifest, held_back, engine, report)
         manifest = replace(manifest, calibration=record)
-    _write(proto, manifest, target)
+    write_model(proto, manifest, target)
     return CalibrationResult(
         path=target,
         manifest=manifest,
         num_layers=len(float_model.layers),
-        num_quantized=len(quantizer.quantizable),
+        num_quantized=len(quantizer.quantized(recipe)),
         warnings=_warnings(chosen, len(calibration.samples), measure and held_back is None),
         unreadable=tuple(f"{path}: {reason}" for path, reason in chosen.unreadable),
     )
@@ -165,7 +166,7 @@ def _measure(
     total = len(held_back.samples)
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / "int8.onnx"
-        _write(proto, manifest, candidate)
+        write_model(proto, manifest, candidate)
         results = []
         for phase, path in (("measuring the float model", Path(model)), ("measuring INT8", candidate)):
             with Detector(path, backend=_engine_to_measure(engine), conf=_SCORE_THRESHOLD) as detector:
@@ -186,17 +187,6 @@ def _engine_to_measure(engine: str) -> str:
 
     is_there = engine in backend_names() and backend_module(engine).available() is None
     return engine if is_there else "onnxruntime"
-
-
-def _write(proto: onnx.ModelProto, manifest: Manifest, path: Path) -> None:
-    copy = onnx.ModelProto()
-    copy.CopyFrom(proto)
-    kept = [entry for entry in copy.metadata_props if entry.key != METADATA_KEY]
-    del copy.metadata_props[:]
-    copy.metadata_props.extend(kept)
-    copy.metadata_props.add(key=METADATA_KEY, value=manifest.to_json())
-    with atomic_file(path) as temporary:
-        temporary.write_bytes(copy.SerializeToString())
 
 
 def _warnings(chosen: CalibrationImages, num_calibration: int, could_not_measure: bool) -> tuple[str, ...]:

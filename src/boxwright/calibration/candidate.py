@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import onnx
 import onnx_ir as ir
 
 from boxwright.calibration.float_model import FloatModel, Layer
 from boxwright.calibration.layer_quantization import InputQuantization, quantize_input, quantize_weights
 from boxwright.calibration.qdq import QuantizedLayer, insert_qdq
+from boxwright.calibration.qdq_fused import fused_tensors, insert_fused
 from boxwright.calibration.recipe import Recipe
+from boxwright.calibration.repairs import RepairContext, repairs
+from boxwright.calibration.sessions import Tensors
 from boxwright.calibration.statistics import Statistics
+
+# Makes the network's inputs of the calibration images anew, those of a fold left out.
+Batches = Callable[[int | None], Iterator[tuple[Tensors, int]]]
 
 
 class Quantizer:
@@ -18,18 +26,24 @@ class Quantizer:
     Args:
         model: the float model.
         statistics: of its activations.
+        batches: for the repairs that look at images again; None where no recipe names one.
     """
 
-    def __init__(self, model: FloatModel, statistics: Statistics) -> None:
+    def __init__(self, model: FloatModel, statistics: Statistics, batches: Batches | None = None) -> None:
         self._model = model
         self._statistics = statistics
+        self._batches = batches
         self._inputs: dict[tuple[object, ...], InputQuantization] = {}
         self._layers: dict[tuple[object, ...], QuantizedLayer] = {}
+        self._repaired: dict[tuple[object, ...], dict[str, QuantizedLayer]] = {}
 
-    @property
-    def quantizable(self) -> tuple[Layer, ...]:
-        """All layers but those whose results are the predictions."""
-        return tuple(layer for layer in self._model.layers if not layer.is_prediction)
+    def quantizable(self, recipe: Recipe) -> tuple[Layer, ...]:
+        """The layers that a recipe may quantize: all but those whose results are the predictions, or these too."""
+        return quantizable_layers(self._model, predictions=recipe.quantizes_predictions)
+
+    def quantized(self, recipe: Recipe) -> tuple[Layer, ...]:
+        """The layers that it does quantize."""
+        return tuple(layer for layer in self.quantizable(recipe) if layer.name not in recipe.float_layers)
 
     def build(self, recipe: Recipe, *, raw: bool = False, leave_out: int | None = None) -> onnx.ModelProto:
         """The quantized model.
@@ -41,12 +55,43 @@ class Quantizer:
         """
         proto = self._model.raw_proto if raw else self._model.proto
         model = ir.from_proto(proto)
-        chosen = [layer for layer in self.quantizable if layer.name not in recipe.float_layers]
-        insert_qdq(model, {layer.name: self._quantize(layer, recipe, leave_out) for layer in chosen})
+        layers = self._numbers(recipe, leave_out)
+        chosen = {layer.name: layers[layer.name] for layer in self.quantized(recipe)}
+        if recipe.rules.style == "fused":
+            insert_fused(model, chosen, lambda tensor: self._quantize_tensor(tensor, recipe, leave_out))
+        else:
+            insert_qdq(model, chosen)
         return ir.to_proto(model)
 
+    def _numbers(self, recipe: Recipe, leave_out: int | None) -> dict[str, QuantizedLayer]:
+        """Of all quantizable layers, also of those that stay in float: which these are must not change the others."""
+        layers = {layer.name: self._quantize(layer, recipe, leave_out) for layer in self.quantizable(recipe)}
+        if not recipe.repairs:
+            return layers
+        key = (*self._settings(recipe, leave_out), recipe.quantizes_predictions, recipe.repairs)
+        if key not in self._repaired:
+            self._repaired[key] = self._repair(layers, recipe, leave_out)
+        return self._repaired[key]
+
+    def _repair(
+        self, layers: dict[str, QuantizedLayer], recipe: Recipe, leave_out: int | None
+    ) -> dict[str, QuantizedLayer]:
+        assert self._batches is not None
+        make_batches = self._batches
+        context = RepairContext(
+            model=self._model,
+            statistics=self._statistics,
+            recipe=recipe,
+            batches=lambda: make_batches(leave_out),
+            leave_out=leave_out,
+        )
+        known = repairs()
+        for name in recipe.repairs:
+            layers = known[name].run(layers, context)
+        return layers
+
     def _quantize(self, layer: Layer, recipe: Recipe, leave_out: int | None) -> QuantizedLayer:
-        settings = (recipe.rules, recipe.method, recipe.migration, recipe.corrects_bias, leave_out)
+        settings = self._settings(recipe, leave_out)
         key = (layer.name, *settings)
         if key not in self._layers:
             histograms = self._statistics.of(layer.input_name, leave_out)
@@ -54,7 +99,7 @@ class Quantizer:
             if input_key not in self._inputs:
                 readers = [
                     other
-                    for other in self.quantizable
+                    for other in self.quantizable(recipe)
                     if (other.input_name, other.kind) == (layer.input_name, layer.kind)
                 ]
                 self._inputs[input_key] = quantize_input(readers, histograms, recipe)
@@ -64,7 +109,38 @@ class Quantizer:
             )
         return self._layers[key]
 
+    def _quantize_tensor(self, tensor: str, recipe: Recipe, leave_out: int | None) -> InputQuantization:
+        """Scale and zero point of a tensor between two layers."""
+        key = (tensor, "tensor", *self._settings(recipe, leave_out))
+        if key not in self._inputs:
+            self._inputs[key] = quantize_input((), self._statistics.of(tensor, leave_out), recipe)
+        return self._inputs[key]
 
-def observed_tensors(model: FloatModel) -> dict[str, int]:
-    """The tensors whose distribution a `Quantizer` needs, and the axis of their channels."""
-    return {layer.input_name: layer.channel_axis for layer in model.layers if not layer.is_prediction}
+    def _settings(self, recipe: Recipe, leave_out: int | None) -> tuple[object, ...]:
+        # With predictions a tensor may have more readers, whose weights have a say in its factors.
+        return (
+            recipe.rules,
+            recipe.method,
+            recipe.migration,
+            recipe.corrects_bias,
+            recipe.quantizes_predictions,
+            leave_out,
+        )
+
+
+def quantizable_layers(model: FloatModel, *, predictions: bool) -> tuple[Layer, ...]:
+    """The layers of a model that may be quantized."""
+    return tuple(layer for layer in model.layers if predictions or not layer.is_prediction)
+
+
+def observed_tensors(model: FloatModel, *, fused: bool = True, predictions: bool = False) -> dict[str, int]:
+    """The tensors whose distribution a `Quantizer` needs, and the axis of their channels.
+
+    Args:
+        model: the float model.
+        fused: whether recipes of the style `fused` will be asked for, which quantize what lies between layers too.
+        predictions: whether recipes that quantize predictions will be.
+    """
+    layers = quantizable_layers(model, predictions=predictions)
+    inputs = {layer.input_name: layer.channel_axis for layer in layers}
+    return {**fused_tensors(model), **inputs} if fused else inputs

@@ -84,6 +84,18 @@ def check_disjoint(calibration: Dataset, validation: Dataset) -> None:
             )
 
 
+def without_copies(dataset: Dataset) -> Dataset:
+    """The data set with one of each image file's content, so that no image is both calibrated on and measured on."""
+    seen: set[bytes] = set()
+    kept: list[Sample] = []
+    for sample in dataset.samples:
+        digest = _digest(sample.image_path)
+        if digest not in seen:
+            seen.add(digest)
+            kept.append(sample)
+    return dataset.with_samples(kept)
+
+
 def assign_folds(num_images: int, num_folds: int) -> NDArray[np.int64]:
     """The fold of each image, (N,): neighbours, which may be alike (frames of a video), share one."""
     return np.arange(num_images, dtype=np.int64) * num_folds // max(num_images, 1)
@@ -99,7 +111,7 @@ def network_inputs(
         samples: whose images are read one batch at a time.
         proto: the model, for its batch size; the last batch is filled up with copies.
     """
-    batch = _static_batch(proto)
+    batch = static_batch(proto)
     for start in range(0, len(samples), batch):
         part = [read_image(sample.image_path) for sample in samples[start : start + batch]]
         count = len(part)
@@ -114,7 +126,7 @@ def network_inputs(
         yield inputs, count
 
 
-def _static_batch(proto: onnx.ModelProto) -> int:
+def static_batch(proto: onnx.ModelProto) -> int:
     """The batch size that a model is made for; 1 where it is open."""
     images = next(entry for entry in proto.graph.input if entry.name == "images")
     return max(1, int(images.type.tensor_type.shape.dim[0].dim_value))

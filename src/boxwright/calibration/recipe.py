@@ -20,6 +20,7 @@ class Recipe:
             layers and products, 0 to 1; None leaves them. Depthwise layers take all of it where the engine rescales
             channels: there it costs the weights nothing.
         corrects_bias: whether the mean error of each layer's output is taken off its bias.
+        quantizes_predictions: whether the layers whose results are the predictions may be quantized too.
         repairs: names of repairs that are run on the quantized layers, in this order.
     """
 
@@ -28,6 +29,7 @@ class Recipe:
     float_layers: frozenset[str] = frozenset()
     migration: float | None = 0.5
     corrects_bias: bool = True
+    quantizes_predictions: bool = False
     repairs: tuple[str, ...] = ()
 
     def describe(self) -> str:
@@ -39,5 +41,7 @@ class Recipe:
                 parts.append(f"migration {self.migration:g}")
         if self.corrects_bias:
             parts.append("bias corrected")
+        if self.quantizes_predictions:
+            parts.append("predictions too")
         parts += [name.replace("_", " ") for name in self.repairs]
         return ", ".join(parts)

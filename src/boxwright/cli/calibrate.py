@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from boxwright.cli._options import DataOption, JsonOption
-from boxwright.cli._output import print_json, progress_bar, stderr_console, stdout_console
-from boxwright.core.errors import AnswerIsNoError, MissingDependencyError
+from boxwright.cli._calibration_search import SearchWishes, run_search, shown_progress
+from boxwright.cli._options import DataOption, JsonOption, NumThreadsOption
+from boxwright.cli._output import print_json, stderr_console, stdout_console
+from boxwright.core.errors import AnswerIsNoError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from rich.progress import TaskID
-
     from boxwright.calibration import CalibrationResult
+
+Method = Literal["plain", "search"]
+Ranges = Literal["minmax", "percentile", "entropy", "mse"]
 
 
 def calibrate(
@@ -26,49 +28,82 @@ def calibrate(
     split: Annotated[str, typer.Option("--split", help="Which part of the data set to calibrate on.")] = "train",
     num_images: Annotated[int, typer.Option("--num-images", min=1, help="At most so many images.")] = 128,
     method: Annotated[
-        Literal["minmax", "percentile", "entropy", "mse"], typer.Option("--method", help="How ranges are chosen.")
-    ] = "percentile",
-    percentile: Annotated[float, typer.Option("--percentile", help="Of the magnitudes that stay inside.")] = 99.99,
+        Method | None,
+        typer.Option("--method", help="plain, or search if there is a --max-drop."),
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option("--max-drop", help="Budget in points of mAP (0.5): search what keeps within it.")
+    ] = None,
+    engines: Annotated[
+        str | None, typer.Option("--engines", help="openvino,onnxruntime,tensorrt: search for each of these.")
+    ] = None,
+    val_data: Annotated[
+        Path | None, typer.Option("--val-data", help="Other images to choose on; else some are held back in turn.")
+    ] = None,
+    val_split: Annotated[str, typer.Option("--val-split", help="Which part of --val-data.")] = "val",
+    time_limit: Annotated[float | None, typer.Option("--time-limit", help="Minutes that the search may take.")] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Use what an earlier search on the same things measured.")
+    ] = True,
+    allow_worse: Annotated[
+        bool, typer.Option("--allow-worse", help="Write the best form even where it is over the budget.")
+    ] = False,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Folder for the search's report; <out>_report if not given.")
+    ] = None,
+    ranges: Annotated[
+        Ranges | None, typer.Option("--ranges", help="How ranges are chosen; a search sweeps them.")
+    ] = None,
+    percentile: Annotated[
+        float | None, typer.Option("--percentile", help="Of the magnitudes that stay inside; 99.99 if not given.")
+    ] = None,
     engine: Annotated[
-        Literal["openvino", "onnxruntime", "tensorrt"],
-        typer.Option("--engine", help="Whose placement rules to follow."),
-    ] = "openvino",
+        Literal["openvino", "onnxruntime", "tensorrt"] | None,
+        typer.Option("--engine", help="Whose placement rules to follow; openvino if not given."),
+    ] = None,
     measure: Annotated[
         bool, typer.Option("--measure/--no-measure", help="Measure mAP before and after on held-back images.")
     ] = True,
+    num_threads: NumThreadsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Quantize an exported model to INT8 and say what it cost."""
-    try:
-        from boxwright.calibration import calibrate as run_calibration
-        from boxwright.calibration.ranges import RangeMethod
-    except ModuleNotFoundError as error:
-        raise MissingDependencyError(error.name or "onnx", extra="int8", needed_for="boxwright calibrate") from error
     target = out or model.with_name(f"{model.stem}_int8.onnx")
-    bar = progress_bar()
-    tasks: dict[str, TaskID] = {}
-
-    def show(phase: str, done: int, total: int) -> None:
-        bar.start()  # only now, so that an error before the work is one line alone
-        if phase not in tasks:
-            tasks[phase] = bar.add_task(phase, total=total)
-        bar.update(tasks[phase], completed=done)
-
-    try:
-        result = run_calibration(
-            model,
-            data,
-            target,
-            split=split,
-            num_images=num_images,
-            method=RangeMethod(kind=method, percentile=percentile),
-            engine=engine,
-            measure=measure,
-            on_progress=show,
+    _check_together(method, max_drop, measure, {"--ranges": ranges, "--percentile": percentile, "--engine": engine})
+    if max_drop is not None and method in (None, "search"):
+        run_search(
+            SearchWishes(
+                model=model,
+                data=data,
+                out=target,
+                max_drop=max_drop,
+                split=split,
+                num_images=num_images,
+                engines=tuple(name.strip() for name in (engines or "openvino").split(",")),
+                val_data=val_data,
+                val_split=val_split,
+                time_limit=time_limit,
+                resume=resume,
+                allow_worse=allow_worse,
+                report=report or target.with_name(f"{target.stem}_report"),
+                num_threads=num_threads or 0,
+            ),
+            as_json=as_json,
         )
-    finally:
-        if bar.live.is_started:
-            bar.stop()
+        return
+    for_search = {"--engines": engines, "--val-data": val_data, "--time-limit": time_limit, "--report": report}
+    _check_without_budget({**for_search, "--allow-worse": allow_worse or None})
+    result = _calibrate(
+        model,
+        data,
+        target,
+        split=split,
+        num_images=num_images,
+        range_kind=ranges or "percentile",
+        percentile=99.99 if percentile is None else percentile,
+        engine=engine or "openvino",
+        measure=measure,
+    )
     for warning in result.warnings:
         stderr_console().print(f"warning: {warning}", highlight=False, markup=False)
     if as_json:
@@ -77,6 +112,63 @@ def calibrate(
         _print(result)
     if result.unreadable:
         raise AnswerIsNoError(f"{len(result.unreadable)} images could not be read: {result.unreadable[0]}")
+
+
+def _check_together(
+    method: Method | None, max_drop: float | None, measure: bool, for_plain: dict[str, object | None]
+) -> None:
+    """Raise `InputError` for options that do not go together: what is given is used or refused, never ignored."""
+    if method == "search" and max_drop is None:
+        raise InputError("--method search", expected="a budget", got="none", fix="pass --max-drop 0.5, for one")
+    if max_drop is None:
+        return
+    if method not in (None, "search"):
+        raise InputError(
+            "--max-drop", expected="the method search", got=f"--method {method}", fix="leave one of the two out"
+        )
+    given = [name for name, value in for_plain.items() if value is not None] + ([] if measure else ["--no-measure"])
+    if given:
+        fix = "pass --engines instead" if given[0] == "--engine" else "leave it out"
+        raise InputError(
+            given[0], expected="no such wish beside --max-drop, which searches by measuring", got="one", fix=fix
+        )
+
+
+def _check_without_budget(for_search: dict[str, object | None]) -> None:
+    given = [name for name, value in for_search.items() if value is not None]
+    if given:
+        raise InputError(given[0], expected="--max-drop beside it", got="none", fix="pass --max-drop 0.5, for one")
+
+
+def _calibrate(
+    model: Path,
+    data: Path,
+    target: Path,
+    *,
+    split: str,
+    num_images: int,
+    range_kind: Ranges,
+    percentile: float,
+    engine: str,
+    measure: bool,
+) -> CalibrationResult:
+    try:
+        from boxwright.calibration import calibrate as run_calibration
+        from boxwright.calibration.ranges import RangeMethod
+    except ModuleNotFoundError as error:
+        raise MissingDependencyError(error.name or "onnx", extra="int8", needed_for="boxwright calibrate") from error
+    with shown_progress() as show:
+        return run_calibration(
+            model,
+            data,
+            target,
+            split=split,
+            num_images=num_images,
+            method=RangeMethod(kind=range_kind, percentile=percentile),
+            engine=engine,
+            measure=measure,
+            on_progress=show,
+        )
 
 
 def _document(result: CalibrationResult) -> dict[str, object]:

@@ -1,0 +1,109 @@
+"""The report of a search: JSON for programs, a picture for people."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from boxwright.core.files import atomic_directory
+
+if TYPE_CHECKING:
+    from boxwright.calibration.budget_calibration import BudgetResult
+    from boxwright.calibration.search import SearchResult, Trial
+
+
+def write_report(result: BudgetResult, folder: Path) -> None:
+    """Write `report.json` and, where matplotlib is installed, `search.png` into a folder, which is replaced.
+
+    Raises:
+        OutputError: where it cannot be written.
+    """
+    from boxwright.calibration.report_plot import draw_search
+
+    with atomic_directory(folder) as temporary:
+        text = json.dumps(report_document(result), indent=2, ensure_ascii=False)
+        (temporary / "report.json").write_text(text, encoding="utf-8")
+        draw_search(result, temporary / "search.png")
+
+
+def report_document(result: BudgetResult) -> dict[str, Any]:
+    """The report in JSON's types; mAP is 0 to 1, drops and the budget are points of 100."""
+    return {
+        "max_drop": result.max_drop,
+        "holds": result.holds,
+        "seconds": round(result.seconds, 1),
+        "files": [
+            {
+                "path": str(file.path),
+                "engines": list(file.engines),
+                "variant": file.trial.variant.name,
+                "precision_of_the_rest": file.trial.variant.precision,
+                "int8_share": {engine: round(share, 4) for engine, share in file.int8_share.items()},
+                "method": file.manifest.calibration.method if file.manifest.calibration else None,
+                "layers_in_float": list(file.manifest.calibration.layers_in_float if file.manifest.calibration else ()),
+                **_measured(file.trial),
+            }
+            for file in result.files
+        ],
+        "advice": list(result.advice),
+        "searches": [_search(search) for search in result.searches],
+        "warnings": list(result.warnings),
+        "unreadable": list(result.unreadable),
+    }
+
+
+def _search(search: SearchResult) -> dict[str, Any]:
+    chosen, recommended = search.chosen(), search.recommended()
+    return {
+        "engine": search.engine,
+        "chosen": None if chosen is None else chosen.variant.name,
+        "recommended": None if recommended is None else recommended.variant.name,
+        "time_is_up": search.time_is_up,
+        "candidates": [
+            {
+                "name": trial.variant.name,
+                "precision_of_the_rest": trial.variant.precision,
+                "holds": trial.holds,
+                "is_chosen": trial is chosen,
+                **_measured(trial),
+            }
+            for trial in search.trials
+        ],
+        "sensitivity": [
+            {
+                "layer": entry.layer,
+                "kind": entry.kind,
+                "damage": round(entry.damage, 5),
+                "box_change": round(entry.box_change, 5),
+                "score_change": round(entry.score_change, 5),
+                "macs": entry.macs,
+            }
+            for entry in search.sensitivities
+        ],
+        "steps": [
+            {
+                "what": step.what,
+                "tried": step.tried,
+                "agreement_before": round(step.agreement_before, 5),
+                "agreement_after": round(step.agreement_after, 5),
+                "kept": step.kept,
+                "seconds": round(step.seconds, 2),
+            }
+            for step in search.steps
+        ],
+    }
+
+
+def _measured(trial: Trial) -> dict[str, Any]:
+    difference = trial.evaluation.difference
+    assert difference is not None
+    return {
+        "map_before": round(difference.map_before, 5),
+        "map_after": round(difference.map_after, 5),
+        "drop": round(100 * difference.drop, 3),
+        "drop_interval": [round(100 * difference.low, 3), round(100 * difference.high, 3)],
+        "num_images": difference.num_images,
+        "agreement": round(trial.evaluation.agreement.value, 5),
+        "latency_ms": round(trial.latency_ms, 4),
+    }

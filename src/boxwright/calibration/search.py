@@ -1,0 +1,327 @@
+"""The search for the fastest INT8 form of a model on one engine that loses no more than the budget.
+
+Ranges are swept first, then cheap repairs, all ranked by agreement. Then each layer's damage is measured, and the most
+harmful for what they win are returned to float, as few as the budget allows. What may be chosen is measured in full:
+difference in mAP with its interval, and time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from boxwright.calibration.budget import Budget
+from boxwright.calibration.candidate import Quantizer
+from boxwright.calibration.choice import ChoiceSet
+from boxwright.calibration.engines import other_precisions
+from boxwright.calibration.evaluation import Evaluation, Evaluator
+from boxwright.calibration.evaluation_store import EvaluationStore
+from boxwright.calibration.float_model import Layer
+from boxwright.calibration.placement import rules_for
+from boxwright.calibration.ranges import RangeMethod
+from boxwright.calibration.recipe import Recipe
+from boxwright.calibration.repairs import repairs
+from boxwright.calibration.sensitivity import LayerSensitivity, measure_sensitivity
+from boxwright.calibration.variant import Variant
+from boxwright.core.errors import UnsupportedError
+
+Progress = Callable[[str, int, int], None]
+# Images that candidates are ranked on; what may be chosen is measured on all.
+_RANKING_IMAGES = 20
+_METHODS = (
+    RangeMethod(kind="minmax"),
+    RangeMethod(percentile=99.999),
+    RangeMethod(percentile=99.99),
+    RangeMethod(percentile=99.95),
+    RangeMethod(percentile=99.9),
+    RangeMethod(kind="entropy"),
+    RangeMethod(kind="mse"),
+)
+_MIGRATIONS = (0.3, 0.7, None)
+# A layer in float costs at least as much time as this part of all multiplications takes.
+_LEAST_PRICE = 0.002
+_MOST_EXTENSIONS = 6
+
+
+class _TimeIsUpError(Exception):
+    """The search must end with what it has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A variant that was measured in full.
+
+    Attributes:
+        variant: what it is.
+        evaluation: with the difference in mAP and the time.
+        holds: whether it is within the budget.
+    """
+
+    variant: Variant
+    evaluation: Evaluation
+    holds: bool
+
+    @property
+    def latency_ms(self) -> float:
+        """Of the engine alone, an image."""
+        assert self.evaluation.latency_ms is not None
+        return self.evaluation.latency_ms
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What one step of the search tried.
+
+    Attributes:
+        what: it was about.
+        tried: name of the variant.
+        agreement_before: with the float model's detections, of the best so far.
+        agreement_after: of this one.
+        kept: whether the search went on with it.
+        seconds: that it took; 0 where the answer was known from an earlier run.
+    """
+
+    what: str
+    tried: str
+    agreement_before: float
+    agreement_after: float
+    kept: bool
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class SearchResult:
+    """What a search on one engine found.
+
+    Attributes:
+        engine: its name.
+        trials: all variants measured in full, float ones too.
+        sensitivities: of the layers.
+        steps: in the order they were taken.
+        time_is_up: whether the time limit ended it.
+    """
+
+    engine: str
+    trials: list[Trial] = field(default_factory=list)
+    sensitivities: list[LayerSensitivity] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
+    time_is_up: bool = False
+
+    @property
+    def quantized(self) -> list[Trial]:
+        """The INT8 trials."""
+        return [trial for trial in self.trials if trial.variant.recipe is not None]
+
+    def chosen(self) -> Trial | None:
+        """The fastest INT8 form within the budget."""
+        return min((trial for trial in self.quantized if trial.holds), key=lambda trial: trial.latency_ms, default=None)
+
+    def best(self, budget: Budget) -> Trial | None:
+        """The INT8 form that is over the budget by least."""
+        return min(self.quantized, key=lambda trial: budget.excess(trial.evaluation), default=None)
+
+    def recommended(self) -> Trial | None:
+        """The fastest form within the budget, float ones included."""
+        return min((trial for trial in self.trials if trial.holds), key=lambda trial: trial.latency_ms, default=None)
+
+
+class Search:
+    """Searches on one engine.
+
+    Args:
+        engine: its name.
+        evaluator: measures variants.
+        quantizer: that the evaluator uses.
+        choice: images to measure on.
+        budget: to be held.
+        macs: multiplications of each layer.
+        store: of what is known already.
+        deadline: of `time.monotonic`.
+        on_progress: called with a phase, what is done of it and its size.
+    """
+
+    def __init__(
+        self,
+        engine: str,
+        *,
+        evaluator: Evaluator,
+        quantizer: Quantizer,
+        choice: ChoiceSet,
+        budget: Budget,
+        macs: Mapping[str, int],
+        store: EvaluationStore,
+        deadline: float,
+        on_progress: Progress,
+    ) -> None:
+        self._engine = engine
+        self._evaluator = evaluator
+        self._quantizer = quantizer
+        self._layers = quantizer.quantizable(Recipe())
+        self._choice = choice
+        self._part = choice.part(_RANKING_IMAGES)
+        self._budget = budget
+        self._macs = macs
+        self._store = store
+        self._deadline = deadline
+        self._progress = on_progress
+        self.result = SearchResult(engine=engine)
+
+    def run(self) -> SearchResult:
+        """Search until the end or the deadline."""
+        try:
+            self._search()
+        except _TimeIsUpError:
+            self.result.time_is_up = True
+        return self.result
+
+    def _search(self) -> None:
+        self._try_float_forms()
+        depthwise = frozenset(layer.name for layer in self._layers if layer.kind == "depthwise")
+        start = Recipe(rules=rules_for(self._engine), float_layers=depthwise)
+        recipe = self._improve(
+            "ranges", start, [replace(start, method=method) for method in _METHODS if method != start.method]
+        )
+        recipe = self._improve("cheap repairs", recipe, self._cheap_repairs(recipe))
+        order = self._order_of_return(replace(recipe, float_layers=frozenset()))
+        for name in self._worthwhile_repairs():
+            recipe = self._improve(
+                f"repair {name.replace('_', ' ')}", recipe, [replace(recipe, repairs=(*recipe.repairs, name))]
+            )
+        self._return_layers(recipe, order)
+
+    def _try_float_forms(self) -> None:
+        precisions = ("fp32", *other_precisions(self._engine))
+        for index, precision in enumerate(precisions):
+            try:
+                self._try(Variant(engine=self._engine, precision=precision))
+            except UnsupportedError:  # this machine lacks it
+                continue
+            finally:
+                self._progress(f"{self._engine}: float forms", index + 1, len(precisions))
+
+    def _cheap_repairs(self, recipe: Recipe) -> list[Recipe]:
+        changed = [replace(recipe, corrects_bias=not recipe.corrects_bias)]
+        if recipe.rules.rescales_channels:
+            changed += [replace(recipe, migration=migration) for migration in _MIGRATIONS]
+        return changed
+
+    def _worthwhile_repairs(self) -> list[str]:
+        return [name for name, repair in repairs().items() if repair.applies(self._evaluator.model)]
+
+    def _improve(self, what: str, recipe: Recipe, others: list[Recipe]) -> Recipe:
+        """The recipe among these that agrees best with the float model."""
+        best, best_value = recipe, self._rank(recipe).agreement.value
+        for index, other in enumerate(others):
+            started = time.monotonic()
+            value = self._rank(other).agreement.value
+            step = Step(
+                what=what,
+                tried=Variant(engine=self._engine, recipe=other).name,
+                agreement_before=best_value,
+                agreement_after=value,
+                kept=value > best_value,
+                seconds=time.monotonic() - started,
+            )
+            self.result.steps.append(step)
+            if value > best_value:
+                best, best_value = other, value
+            self._progress(f"{self._engine}: {what}", index + 1, len(others))
+        return best
+
+    def _order_of_return(self, recipe: Recipe) -> list[str]:
+        """Layers by the damage that they do for each multiplication that they save, the worst first."""
+        found = self.result.sensitivities
+        measured = measure_sensitivity(
+            Variant(engine=self._engine, recipe=recipe),
+            self._layers,
+            evaluate=lambda variant: self._evaluate(variant, self._part),
+            macs=lambda layer: self._macs[layer.name],
+        )
+        for entry in measured:
+            found.append(entry)
+            self._progress(f"{self._engine}: sensitivity of layers", len(found), len(self._layers))
+        least = _LEAST_PRICE * sum(self._macs.values())
+        ordered = sorted(found, key=lambda entry: entry.damage / (entry.macs + least), reverse=True)
+        return [entry.layer for entry in ordered]
+
+    def _return_layers(self, recipe: Recipe, order: list[str]) -> None:
+        """Try forms with ever more layers in float, and narrow down where the budget begins to hold."""
+        count = self._fewest_by_agreement(recipe, order)
+        tried: dict[int, Trial] = {}
+
+        def attempt(size: int) -> Trial:
+            if size not in tried:
+                self._progress(f"{self._engine}: candidates", len(tried), len(tried) + 3)
+                tried[size] = self._try(self._with_float(recipe, order[:size]))
+            return tried[size]
+
+        trial = attempt(count)
+        for _ in range(_MOST_EXTENSIONS):
+            if trial.holds or count == len(order) - 1:
+                break
+            count = min(len(order) - 1, count + max(1, (len(order) - count) // 5))
+            trial = attempt(count)
+        # Between: whether fewer, or more, in float are faster is for the clock to say.
+        for size in sorted({0, count // 2, count * 3 // 4, (count + len(order)) // 2} - tried.keys()):
+            attempt(size)
+        if trial.holds:
+            self._try_other_remainders(trial.variant)
+        self._progress(f"{self._engine}: candidates", len(tried), len(tried))
+
+    def _fewest_by_agreement(self, recipe: Recipe, order: list[str]) -> int:
+        """By bisection on the ranking images: how many layers must be in float."""
+        low, high = -1, len(order) - 1  # one layer at least stays quantized
+        steps = max(1, high.bit_length())
+        for step in range(steps + 1):
+            if high - low <= 1:
+                break
+            middle = (low + high) // 2
+            variant = self._with_float(recipe, order[:middle])
+            if self._budget.expected_drop(self._evaluate(variant, self._part)) <= self._budget.max_drop:
+                high = middle
+            else:
+                low = middle
+            self._progress(f"{self._engine}: layers to return", step + 1, steps + 1)
+        return high
+
+    def _try_other_remainders(self, variant: Variant) -> None:
+        """What is left in float may run in less than FP32, where that holds the budget too."""
+        for precision in other_precisions(self._engine):
+            other = replace(variant, precision=precision)
+            try:
+                expected = self._budget.expected_drop(self._evaluate(other, self._part))
+            except UnsupportedError:
+                continue
+            if expected <= 1.5 * self._budget.max_drop:
+                self._try(other)
+
+    def _with_float(self, recipe: Recipe, names: list[str]) -> Variant:
+        return Variant(engine=self._engine, recipe=replace(recipe, float_layers=frozenset(names)))
+
+    def _rank(self, recipe: Recipe) -> Evaluation:
+        return self._evaluate(Variant(engine=self._engine, recipe=recipe), self._part)
+
+    def _try(self, variant: Variant) -> Trial:
+        """Measure a variant in full and keep it."""
+        evaluation = self._evaluate(variant, self._choice, in_full=True)
+        is_float = variant == Variant(engine=self._engine)
+        trial = Trial(variant=variant, evaluation=evaluation, holds=is_float or self._budget.holds(evaluation))
+        self.result.trials.append(trial)
+        return trial
+
+    def _evaluate(self, variant: Variant, choice: ChoiceSet, *, in_full: bool = False) -> Evaluation:
+        key = {"variant": variant.key(), "num_images": len(choice.samples), "in_full": in_full}
+        known = self._store.get(key)
+        if known is not None:
+            return known
+        if time.monotonic() > self._deadline:
+            raise _TimeIsUpError
+        found = self._evaluator.evaluate(variant, choice, with_map=in_full, with_latency=in_full)
+        self._store.put(key, found)
+        return found
+
+
+def macs_of(layers: tuple[Layer, ...], macs: Callable[[Layer], int]) -> dict[str, int]:
+    """Multiplications by the layer's name."""
+    return {layer.name: macs(layer) for layer in layers}
