@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import re
+import shutil
 import sys
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from boxwright.cli.main import main
 from boxwright.core.errors import BoxwrightError, InputError, ManifestError, UnsupportedError
 from boxwright.runtimes import tensorrt_library
 from boxwright.runtimes.backend import backend_module, open_backend
+from boxwright.runtimes.buffers import BufferPool
+from boxwright.runtimes.cuda_runtime import load_cuda
 from boxwright.runtimes.detector import Detector
 from boxwright.runtimes.engine_sidecar import sidecar_path
 from fake_cuda import ALIAS, FakeCuda
@@ -195,6 +198,18 @@ def test_pinned_input_is_copied_once(play: Any, tmp_path: Path) -> None:
         _assert_right(backend.run(reverse), {**inputs, "images": inputs["images"][::-1]})
 
 
+def test_a_view_of_a_pinned_buffer_counts_as_holding_it(play: Any, tmp_path: Path) -> None:
+    with open_backend(_engine(play(), tmp_path)) as backend:
+        pool = BufferPool(backend.allocate_input)
+        first = pool.take((2, 3))
+        address = first.ctypes.data
+        view = first[1, 1:]
+        del first
+        assert pool.take((2, 3)).ctypes.data != address
+        del view
+        assert pool.take((2, 3)).ctypes.data == address
+
+
 def test_sizes_that_the_run_decides(play: Any, tmp_path: Path) -> None:
     for version in ("8.5.3", NEWEST):
         machine = play(version)
@@ -248,7 +263,7 @@ FAULTS: list[tuple[str, dict[str, Any], str]] = [
     ("no memory for a context", {"trt_failing": "context"}, "enough GPU memory for the engine, got OutOfMemory"),
     ("no memory for the engine", {"trt_failing": "deserialize"}, "enough GPU memory for the engine"),
     ("a run that fails", {"trt_failing": "execute"}, "one that TensorRT runs.*illegal memory access"),
-    ("a GPU that fails", {"failing": {"cudaStreamSynchronize": 700}}, "illegal memory access"),
+    ("a GPU that fails", {"failing": {"cudaStreamSynchronize": 700}}, "Synchronize.*illegal memory access"),
     (
         "another version",
         {"sidecar": {"tensorrt_version": "8.4.1"}},
@@ -358,6 +373,14 @@ def test_bench_measures_an_engine_as_it_was_built(play: Any, tmp_path: Path) -> 
     )
     (candidate,) = prepare_candidates([path], matrix, SourceOptions(), tmp_path, on_note=lambda _: None)
     assert (candidate.precision, candidate.device) == ("fp16", "cuda")
+
+
+def test_the_real_cuda_python_without_a_gpu() -> None:
+    pytest.importorskip("cuda.bindings.runtime")
+    if shutil.which("nvidia-smi") is not None:
+        pytest.skip("there may be a GPU here")
+    with pytest.raises(UnsupportedError, match=r"expected an NVIDIA (driver|GPU).*nvidia-smi"):
+        load_cuda("m.engine")
 
 
 def test_available(play: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,16 @@ pinned place on the CPU's side, from which copies go on while the CPU does somet
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from boxwright.core.errors import BoxwrightError
 from boxwright.runtimes.cuda_runtime import Cuda
 
 _LEAST_BYTES = 1
@@ -35,8 +38,8 @@ class PinnedMemory:
         self.device_address = cuda.device_address(self.address) if is_shared else None
 
     def __del__(self) -> None:
-        if self.address and not sys.is_finalizing():  # at its end the process gives everything back
-            self._cuda.free_host(self.address)
+        if self.address:
+            _give_back(self._cuda.free_host, self.address)
 
     def as_array(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
         """An array at the beginning of this memory, which it keeps alive."""
@@ -70,8 +73,18 @@ class DeviceMemory:
         self.address = cuda.allocate(self.num_bytes)
 
     def __del__(self) -> None:
-        if self.address and not sys.is_finalizing():
-            self._cuda.free(self.address)
+        if self.address:
+            _give_back(self._cuda.free, self.address)
+
+
+def _give_back(free: Callable[[int], None], address: int) -> None:
+    """Free memory, unless the process ends, which gives everything back.
+
+    After an error of the GPU, which was raised where it happened, CUDA refuses this too, and nothing can be done.
+    """
+    if not sys.is_finalizing():
+        with contextlib.suppress(BoxwrightError):
+            free(address)
 
 
 def pinned_array(cuda: Cuda, shape: tuple[int, ...], dtype: np.dtype[Any], *, is_shared: bool) -> NDArray[Any]:

@@ -6,6 +6,7 @@ soon as two runs in a row had the same shapes at the same addresses, and then co
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,16 +94,20 @@ class EngineRun:
         }
 
     def release(self) -> None:
-        """Give everything back, after the work on the stream has ended or failed."""
+        """Give everything back, after the work on the stream has ended or failed.
+
+        Why it failed is for `finish` to say; after that CUDA may refuse each of these calls.
+        """
         if self._context is None:
             return
-        try:
+        with contextlib.suppress(BoxwrightError):
             self._cuda.synchronize(self._stream)
-        finally:
+        with contextlib.suppress(BoxwrightError):
             self._forget_graph()
-            self._context = None
-            self._memories.clear()
-            self._held = []
+        self._context = None
+        self._memories.clear()
+        self._held = []
+        with contextlib.suppress(BoxwrightError):
             self._cuda.destroy_stream(self._stream)
 
     def _set_shapes(self, shapes: dict[str, Shape]) -> None:
