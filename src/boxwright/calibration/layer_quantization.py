@@ -138,7 +138,10 @@ def mean_error(histograms: ChannelHistograms, quantization: InputQuantization) -
 
 def _channel_factors(layers: Sequence[Layer], histograms: ChannelHistograms, recipe: Recipe) -> DoubleArray | None:
     """By what each channel is divided before it is quantized, or None."""
-    if not recipe.rules.rescales_channels or histograms.num_channels < 4:
+    if not layers or histograms.num_channels < 4:
+        return None
+    rules = recipe.rules
+    if not (rules.rescales_products if layers[0].kind == "matmul" else rules.rescales_channels):
         return None
     magnitudes = histograms.magnitudes(_CHANNEL_QUANTILE)
     magnitudes = np.maximum(magnitudes, max(magnitudes.max(), 1e-12) / _LARGEST_AMPLIFICATION)

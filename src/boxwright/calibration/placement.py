@@ -4,7 +4,8 @@ The rules were found by measurement:
 
 - ONNX Runtime (CPU) makes an integer convolution only of a node whose inputs and output are quantized, and wants
   unsigned activations: symmetric int8 runs at half of FP32's speed. Everything between two convolutions must be
-  quantized too, or the way to float and back costs more than INT8 wins. Its own quantizer knows how (style `fused`).
+  quantized too, or the way to float and back costs more than INT8 wins (style `fused`, see `fused_regions`). Matrix
+  products give floats, since what surrounds them in attention is float anyway.
 - OpenVINO (CPU) fuses the activation function and the next layer's quantization into the convolution, so quantizing
   the inputs of layers is enough (style `inputs`); SiLU stays whole, and a multiplication with a constant for each
   channel is fused too, which gives each channel a range of its own.
@@ -30,13 +31,16 @@ class EngineRules:
         engine: its name.
         style: `inputs` quantizes what goes into a layer; `fused` all tensors from the first layer to the last.
         activation_type: uint8 with a zero point, or int8 without.
-        rescales_channels: whether a factor for each channel before the quantization costs next to nothing.
+        rescales_channels: whether a factor for each channel before the quantization of a convolution's input costs next
+            to nothing.
+        rescales_products: the same of a matrix product's input.
     """
 
     engine: str
     style: Style
     activation_type: ActivationType
     rescales_channels: bool
+    rescales_products: bool = True
 
 
 RULES = {

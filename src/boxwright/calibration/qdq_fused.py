@@ -38,7 +38,7 @@ def insert_fused(
 
     Args:
         model: with the layers' nodes by name.
-        layers: to quantize, by the name of their node; without factors for channels.
+        layers: to quantize, by the name of their node; factors for channels cost a way to float and back.
         ranges: gives the quantization of a tensor that `fused_tensors` names.
     """
     regions = find_regions(model, layers)
@@ -51,7 +51,7 @@ def insert_fused(
         assert value is not None
         quantized = layers[node.name or ""]
         of_input = quantizations.get(value.name or "")
-        if of_input is None:
+        if of_input is None or quantized.input.factors is not None:  # factors are its own, not the tensor's
             writer.quantize_input(node, quantized)
         else:
             quantized = replace(quantized, input=of_input)
@@ -65,7 +65,9 @@ def _quantizations(
     regions: FusedRegions, layers: Mapping[str, QuantizedLayer], ranges: Callable[[str], InputQuantization]
 ) -> dict[str, InputQuantization]:
     """Of each tensor in the regions; where a layer reads it, that layer's."""
-    by_reader = {quantized.layer.input_name: quantized.input for quantized in layers.values()}
+    by_reader = {
+        quantized.layer.input_name: quantized.input for quantized in layers.values() if quantized.input.factors is None
+    }
     own: dict[str, InputQuantization] = {}
     for owner in dict.fromkeys(regions.owners.values()):
         if owner in regions.sigmoids:
