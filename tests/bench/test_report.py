@@ -15,7 +15,7 @@ from boxwright.bench.accuracy import Predictions
 from boxwright.bench.gallery import find_disagreements, share_without_partner
 from boxwright.bench.report import check_report_writable, write_report
 from boxwright.bench.report_html import page_data, to_html
-from boxwright.bench.report_markdown import to_markdown
+from boxwright.bench.report_markdown import pair_lines, to_markdown
 from boxwright.bench.run import BenchRun
 from boxwright.core.detections import Detections
 from boxwright.core.errors import OutputError
@@ -242,9 +242,8 @@ def test_hovering_a_point_shows_its_numbers(browser: Browser) -> None:
 
 
 def test_charts_and_gallery_show_every_candidate(browser: Browser) -> None:
-    assert browser.run("return document.getElementById('distribution').data.map(trace => trace.name)") == [
-        "fast", "good", HOSTILE_NAME
-    ]  # fmt: skip
+    legend = "return [...document.querySelectorAll('#distribution .legendtext')].map(text => text.textContent)"
+    assert browser.run(legend) == ["fast", "good", HOSTILE_NAME]
     stages = browser.run("return document.getElementById('stages').data.map(trace => [trace.name, trace.x.length])")
     assert stages == [["read", 3], ["preprocess", 3], ["infer", 3], ["postprocess", 3]]
     options = browser.run("return [...document.getElementById('curve-class').options].map(option => option.value)")
@@ -254,3 +253,14 @@ def test_charts_and_gallery_show_every_candidate(browser: Browser) -> None:
     captions = browser.run("return [...document.querySelectorAll('#gallery figcaption')].map(c => c.textContent)")
     assert captions == ["annotated: 1", "fast: 0", "good: 1", f"{HOSTILE_NAME}: 1"]
     assert browser.run("return document.querySelectorAll('#gallery svg image').length") == 4
+
+
+def test_of_many_pairs_neighbours_and_equals_are_told(tmp_path: Path) -> None:
+    rows = [result_of(f"m{index}", p50_ms=10.0 * 1.2**index, map_=0.3) for index in range(6)]
+    report = report_of(*rows, result_of("twin", p50_ms=10.1, map_=0.3))
+    lines = pair_lines(report)
+    assert len(report.pairs) == 21
+    assert any(line.startswith("m0 and twin: equal within the noise") for line in lines)
+    assert any(line.startswith("m4 and m5: the first is faster") for line in lines)
+    assert not any(line.startswith("m0 and m5") for line in lines)
+    assert lines[-1] == f"the other {21 - (len(lines) - 1)} pairs differ, and are in the JSON"

@@ -28,6 +28,10 @@ class RecordingCache(ArtifactCache):
         self.asked.append(("openvino", onnx_path.name))
         return self.folder / f"{onnx_path.stem}_openvino_model"
 
+    def tensorrt(self, onnx_path: Path, precision: str) -> Path:
+        self.asked.append(("tensorrt", onnx_path.name, precision))
+        return self.folder / f"{onnx_path.stem}_{precision}.engine"
+
     def int8(self, onnx_path: Path, *, engine: str, split: str) -> Path:
         self.asked.append(("int8", onnx_path.name, engine, split))
         return self.folder / f"{onnx_path.stem}_int8_{engine}.onnx"
@@ -65,6 +69,22 @@ def test_a_checkpoint_becomes_what_each_engine_needs(tmp_path: Path) -> None:
         assert (torch_row.model, torch_row.opener_options["size_hw"]) == (str(checkpoint), [size, size])
     assert {entry.model_shown for entry in planned.values()} == {str(checkpoint)}
     assert ("int8", "best_320.onnx", "openvino", "train") in cache.asked
+
+
+def test_tensorrt_gets_engines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensorrt, "available", lambda: None)
+    path = save_colour_cells(tmp_path / "m.onnx", "raw")
+    cache = RecordingCache(tmp_path)
+    planned = plan([path], cache, "tensorrt", "fp32 fp16 bf16 int8")
+    files = {key[1]: Path(entry.model).name for key, entry in planned.items()}
+    assert files == {
+        "fp32": "m_fp32.engine",
+        "fp16": "m_fp16.engine",
+        "bf16": "m.onnx",  # a row that says that it cannot be
+        "int8": "m_int8_tensorrt_int8.engine",
+    }
+    refused = planned["tensorrt", "bf16", None]
+    assert refused.opener_options["unsupported"] and "fp32, fp16, int8" in refused.opener_options["reason"]
 
 
 def test_an_engine_that_is_not_there_is_a_row_and_nothing_is_made_for_it(tmp_path: Path) -> None:

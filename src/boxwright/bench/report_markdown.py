@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from boxwright.bench.results import BenchReport, Conditions, Latency, Result, Stages, Thresholds
 
 _NOTHING = "-"
+_MOST_PAIRS = 15
 # Heading, and how a result fills it.
 _SPEED_COLUMNS: tuple[tuple[str, Callable[[Result], str]], ...] = (
     ("candidate", lambda row: row.name),
@@ -166,13 +167,23 @@ def _not_measured(report: BenchReport) -> list[str]:
 
 
 def pair_lines(report: BenchReport) -> list[str]:
-    """A sentence on each two candidates that have a latency."""
+    """A sentence on each two candidates with a latency; of many, on neighbours in speed and those that are equal."""
     lines = []
-    for pair in report.pairs:
+    pairs = report.pairs
+    if len(pairs) > _MOST_PAIRS:
+        names = [row.name for row in sorted(report.results, key=lambda row: row.fps or 0.0)]
+        pairs = tuple(
+            pair
+            for pair in pairs
+            if pair.comparison.verdict == "equal" or abs(names.index(pair.first) - names.index(pair.second)) == 1
+        )
+    for pair in pairs:
         comparison = pair.comparison
         interval = f"ratio of the times {comparison.ratio:.3f}, {comparison.low:.3f} to {comparison.high:.3f}"
         verdict = "equal within the noise" if comparison.verdict == "equal" else f"the first is {comparison.verdict}"
         lines.append(f"{pair.first} and {pair.second}: {verdict} ({interval})")
+    if len(pairs) < len(report.pairs):
+        lines.append(f"the other {len(report.pairs) - len(pairs)} pairs differ, and are in the JSON")
     return lines
 
 

@@ -77,7 +77,8 @@ def _prepare(axes: Axes, report: BenchReport, points: list[Result]) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     else:
-        axes.set_xlim(0, max(rates) * 1.3)
+        highest = max(1e3 / row.latency_ms.p50_low for row in points if row.latency_ms is not None)
+        axes.set_xlim(0, max(1.3 * max(rates), 1.03 * min(highest, 2 * max(rates))))
     maps = [row.map or 0.0 for row in points]
     margin = max(0.15 * (max(maps) - min(maps)), 0.01)
     axes.set_ylim(max(0.0, min(maps) - 1.5 * margin), max(maps) + 1.5 * margin)

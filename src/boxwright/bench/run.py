@@ -141,7 +141,7 @@ def run_benchmark(
         dataset,
         settings or Settings(),
         observer or Observer(),
-        command or shlex.join(sys.argv),
+        command or _command_line(),
         deliver or (lambda run: None),
     ).run()
 
@@ -411,6 +411,13 @@ class _Run:
             num_classes=len(dataset.class_names),
             sha256=self._data_sha256,
         )
+
+
+def _command_line() -> str:
+    """This process's, as it was typed."""
+    program = Path(sys.argv[0])
+    shown = "boxwright" if program.name in ("boxwright", "__main__.py") else str(program)
+    return shlex.join([shown, *sys.argv[1:]])
 
 
 def _software_versions() -> dict[str, str]:

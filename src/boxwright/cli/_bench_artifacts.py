@@ -102,6 +102,24 @@ class ArtifactCache:
             _export(onnx_path, target, SourceOptions(), {"format": "openvino"})
         return target
 
+    def tensorrt(self, onnx_path: Path, precision: str) -> Path:
+        """An ONNX file of ours as a TensorRT engine, which is good for this machine alone.
+
+        Raises:
+            BoxwrightError: where it cannot be built.
+        """
+        from importlib.metadata import version
+
+        from boxwright.core.machine import describe_machine
+
+        gpus = [f"{gpu.name} {gpu.driver_version}" for gpu in describe_machine().gpus]
+        recipe = {"kind": "tensorrt", "precision": precision, "version": version("tensorrt"), "gpus": gpus}
+        target = self._place(onnx_path, recipe, f"{onnx_path.stem}.engine")
+        if not target.exists():
+            self._on_note(f"building a TensorRT engine in {precision} from {onnx_path.name}")
+            _export(onnx_path, target, SourceOptions(), {"format": "tensorrt", "precision": precision})
+        return target
+
     def int8(self, onnx_path: Path, *, engine: str, split: str) -> Path:
         """An ONNX file of ours in INT8, calibrated on a split of the data set.
 

@@ -19,6 +19,7 @@ _REFUSING_OPENER = "boxwright.cli._opening:refuse_candidate"
 # Engines whose INT8 rules calibration knows; others read what was made for this one.
 _INT8_ENGINES = ("onnxruntime", "openvino", "tensorrt")
 _DEFAULT_INT8_ENGINE = "openvino"
+_TENSORRT_PRECISIONS = ("fp32", "fp16", "int8")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +175,8 @@ class _Source:
                 fix="pass the ONNX file that it was made of",
             )
         engine = cell.backend if cell.backend in _INT8_ENGINES else _DEFAULT_INT8_ENGINE
-        return self._cache.int8(path, engine=engine, split=self._matrix.calibration_split)
+        quantized = self._cache.int8(path, engine=engine, split=self._matrix.calibration_split)
+        return self._for_engine(quantized, cell)
 
     def _floating(self, cell: _Cell) -> Path:
         """The model as it was given where an engine opens it, else what it is exported to."""
@@ -192,7 +194,16 @@ class _Source:
         return self._path
 
     def _for_engine(self, path: Path, cell: _Cell) -> Path:
-        """What was made from a checkpoint goes to OpenVINO as its own format, as a user would ship it."""
+        """TensorRT runs engines; what was made from a checkpoint goes to OpenVINO as a user would ship it."""
+        if cell.backend == "tensorrt" and path.suffix.lower() == ".onnx":
+            if cell.precision not in _TENSORRT_PRECISIONS:
+                raise UnsupportedError(
+                    str(self._path),
+                    expected="for TensorRT one of the precisions " + ", ".join(_TENSORRT_PRECISIONS),
+                    got=cell.precision,
+                    fix="leave it out of --precisions",
+                )
+            return self._cache.tensorrt(path, cell.precision)
         is_made = path != self._path and path.suffix.lower() == ".onnx"
         if is_made and cell.backend == "openvino" and cell.precision != "int8":
             return self._cache.openvino(path)

@@ -305,9 +305,13 @@
       showscale: false,
       hovertemplate: "annotated: %{y}<br>detected: %{x}<br>%{customdata} (%{z:.0%})<extra></extra>",
     };
+    // High enough for the name of every class.
+    byId("confusion").style.height = `${Math.max(340, 15 * lines.length + 150)}px`;
+    const dtick = 1;
     plot("confusion", [trace], {
-      xaxis: { title: { text: "detected" }, type: "category", automargin: true },
-      yaxis: { title: { text: "annotated" }, type: "category", automargin: true, autorange: "reversed" },
+      xaxis: { title: { text: "detected" }, type: "category", automargin: true, dtick, tickfont: { size: 11 } },
+      yaxis: { title: { text: "annotated" }, type: "category", automargin: true, autorange: "reversed", dtick,
+        tickfont: { size: 11 } },
     });
   }
 
