@@ -17,10 +17,37 @@ namespace boxwright {
 
 namespace {
 
+#if defined(BOXWRIGHT_WITH_OPENVINO) && defined(BOXWRIGHT_WITH_ONNXRUNTIME)
+constexpr const char* kOtherEngines = "OpenVINO or ONNX Runtime";
+#elif defined(BOXWRIGHT_WITH_OPENVINO)
+constexpr const char* kOtherEngines = "OpenVINO";
+#elif defined(BOXWRIGHT_WITH_ONNXRUNTIME)
+constexpr const char* kOtherEngines = "ONNX Runtime";
+#else
+constexpr const char* kOtherEngines = "TensorRT";
+#endif
+
 [[maybe_unused]] bool is_onnx(const std::string& path) { return path.size() >= 5 && path.compare(path.size() - 5, 5, ".onnx") == 0; }
+
+bool is_tensorrt(const std::string& path) {
+    const std::string suffix = std::filesystem::path(path).extension().string();
+    return suffix == ".engine" || suffix == ".plan";
+}
 
 std::unique_ptr<Engine> open_engine(const std::string& path, const Options& options) {
     std::string names;
+#ifdef BOXWRIGHT_WITH_TENSORRT
+    names = "tensorrt";
+    if (is_tensorrt(path) && (options.engine == "tensorrt" || options.engine.empty())) return open_tensorrt(path, options);
+    if (options.engine == "tensorrt") {
+        throw Error(path + ": expected an engine (.engine, .plan) for TensorRT, got another; build it with boxwright export "
+                           "--format tensorrt, or with trtexec");
+    }
+#endif
+    if (is_tensorrt(path) && options.engine.empty()) {
+        throw Error(path + ": expected a file for " + kOtherEngines + ", which this library has, got a TensorRT engine; "
+                           "build the library where TensorRT is, or pass the .onnx that it was made from");
+    }
 #ifdef BOXWRIGHT_WITH_OPENVINO
     names += names.empty() ? "openvino" : " or openvino";
     if (options.engine == "openvino" || options.engine.empty()) return open_openvino(path, options);
@@ -183,7 +210,10 @@ struct Detector::Implementation {
             throw Error("model: expected a number of detections that there is room for, got " +
                         std::to_string(*count.data) + "; export it again");
         }
-        return to_image(*count.data, found.data, of_boxes.data, classes.data, placed, image);
+        // For a model whose thresholds are built in; where they are inputs, all of them score more already.
+        int32_t kept = *count.data;
+        while (kept > 0 && !(of_boxes.data[kept - 1] > score_threshold)) --kept;
+        return to_image(kept, found.data, of_boxes.data, classes.data, placed, image);
     }
 
     AnchorRows rows(const char* name, const std::vector<int64_t>& shape) {

@@ -53,9 +53,10 @@ class Engine {
     virtual Tensor<int32_t> integers(const std::string& output) const = 0;
 };
 
-// Each exists where it was compiled in (BOXWRIGHT_WITH_OPENVINO, BOXWRIGHT_WITH_ONNXRUNTIME).
+// Each exists where it was compiled in (BOXWRIGHT_WITH_OPENVINO, BOXWRIGHT_WITH_ONNXRUNTIME, BOXWRIGHT_WITH_TENSORRT).
 std::unique_ptr<Engine> open_openvino(const std::string& path, const Options& options);
 std::unique_ptr<Engine> open_onnxruntime(const std::string& path, const Options& options);
+std::unique_ptr<Engine> open_tensorrt(const std::string& path, const Options& options);
 
 // The content of a file; throws Error where there is none.
 std::string read_model_file(const std::string& path);

@@ -3,6 +3,9 @@
 #include <charconv>
 #include <cstdint>
 #include <cstdlib>
+#include <cstring>
+#include <locale>
+#include <sstream>
 
 #include "boxwright/detector.hpp"
 
@@ -14,6 +17,22 @@ constexpr int kMostLevels = 64;
 
 [[noreturn]] void fail(const std::string& what, const std::string& expected) {
     throw Error("manifest" + what + ": expected " + expected + ", got another; export the model again");
+}
+
+// The number at the beginning of a text, and how many characters it has; 0 where there is none. Not strtod, which reads
+// a comma where the locale has one.
+size_t read_number(const char* first, const char* last, double& number) {
+#if defined(__cpp_lib_to_chars) && !defined(BOXWRIGHT_NUMBERS_BY_STREAM)
+    const auto [end, error] = std::from_chars(first, last, number);
+    return error == std::errc() ? static_cast<size_t>(end - first) : 0;
+#else
+    // GCC before 11, which JetPack 5 has, reads whole numbers alone with from_chars.
+    const char* end = first;
+    while (end != last && std::strchr("+-.0123456789Ee", *end) != nullptr && *end != '\0') ++end;
+    std::istringstream stream(std::string(first, end));
+    stream.imbue(std::locale::classic());
+    return stream >> number && stream.peek() == std::istringstream::traits_type::eof() ? static_cast<size_t>(end - first) : 0;
+#endif
 }
 
 class Parser {
@@ -97,11 +116,9 @@ class Parser {
         if (first != '-' && (first < '0' || first > '9')) malformed();
         Value value;
         value.kind = Value::Kind::number;
-        // Not strtod, which reads a comma where the locale has one.
-        const auto [end, error] =
-            std::from_chars(text_.data() + position_, text_.data() + text_.size(), value.number);
-        if (error != std::errc()) malformed();
-        position_ = static_cast<size_t>(end - text_.data());
+        const size_t length = read_number(text_.data() + position_, text_.data() + text_.size(), value.number);
+        if (length == 0) malformed();
+        position_ += length;
         return value;
     }
 

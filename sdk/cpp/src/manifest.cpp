@@ -183,7 +183,10 @@ void read_decode(const json::Value& value, Manifest& manifest) {
 }  // namespace
 
 Manifest read_manifest(const std::string& text) {
-    const json::Value value = json::parse(text);
+    const json::Value document = json::parse(text);
+    // What lies beside a TensorRT engine describes the engine, and has the manifest inside.
+    const bool is_sidecar = document.kind == json::Value::Kind::object && document.find("engine_sha256") != nullptr;
+    const json::Value& value = is_sidecar ? document.at("manifest") : document;
     if (value.kind == json::Value::Kind::object && value.integer_at("schema_version") > kSchemaVersion) {
         throw Error("manifest.schema_version: expected at most " + std::to_string(kSchemaVersion) +
                     ", got a newer one; update boxwright");

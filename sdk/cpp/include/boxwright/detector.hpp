@@ -39,14 +39,15 @@ struct Options {
     std::optional<float> score_threshold;  // in [0, 1]; the manifest's where absent
     std::optional<float> iou_threshold;    // likewise
     int num_threads = 0;                   // of the engine; 0 leaves it to the engine
-    std::string engine;                    // "openvino" or "onnxruntime"; empty: OpenVINO where the library has it
-    std::string device = "CPU";            // as OpenVINO names it; ONNX Runtime has the CPU alone
+    std::string engine;                    // "openvino", "onnxruntime" or "tensorrt"; empty: what suits the file
+    std::string device = "CPU";            // as OpenVINO names it; ONNX Runtime has the CPU alone, TensorRT GPU or GPU.1
 };
 
 // Finds objects with a model that carries its own description. One detector serves one thread at a time.
 class Detector {
    public:
-    // Opens an ONNX file or, with OpenVINO, the .xml of an IR that `boxwright export` wrote; throws Error.
+    // Opens an ONNX file or, with OpenVINO, the .xml of an IR that `boxwright export` wrote, or with TensorRT an engine
+    // (.engine, .plan); throws Error.
     explicit Detector(const std::string& path, const Options& options = {});
     ~Detector();
     Detector(Detector&&) noexcept;
