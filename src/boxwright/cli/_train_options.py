@@ -91,6 +91,11 @@ AnchorsOption = Annotated[
     typer.Option("--anchors", help="kmeans, auto: fitted to the training boxes.", rich_help_panel=_EXTRAS),
 ]
 
+AlternatingOption = Annotated[
+    bool,
+    typer.Option("--alternating", help="Faster R-CNN: proposals and boxes take turns.", rich_help_panel=_EXTRAS),
+]
+
 EvolveOption = Annotated[
     int | None,
     typer.Option("--evolve", min=1, help="Search for settings in this many runs.", rich_help_panel=_SEARCH),
@@ -110,7 +115,7 @@ CutmixOption = Annotated[float, _part("--cutmix", "With --pretrain-classificatio
 # Flag -> attribute of TrainConfig or Augmentation where the names differ.
 _ATTRIBUTES = {"lr": "learning_rate", "imgsz": "size_hw"}
 # Options of the verb that are no settings of a run.
-_OTHERS = frozenset({"config", "evolve", "fitness", "pretrain_classification", "cutmix", "as_json"})
+_OTHERS = frozenset({"config", "alternating", "evolve", "fitness", "pretrain_classification", "cutmix", "as_json"})
 
 
 def given_options(context: typer.Context) -> frozenset[str]:

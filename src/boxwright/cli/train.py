@@ -24,6 +24,9 @@ _PRETRAINING_OPTIONS = frozenset(
     "seed".split()
 )
 
+# What means something to detectors without a network.
+_CLASSICAL_OPTIONS = frozenset("as_json config data imgsz model out seed".split())
+
 
 def train(
     context: typer.Context,
@@ -62,6 +65,7 @@ def train(
     freeze: options.FreezeOption = None,
     layer_decay: options.LayerDecayOption = 1.0,
     anchors: options.AnchorsOption = "family",
+    alternating: options.AlternatingOption = False,
     evolve: options.EvolveOption = None,
     fitness: options.FitnessOption = "0.1,0.1,0.8",
     pretrain_classification: options.PretrainOption = False,
@@ -85,19 +89,42 @@ def train(
     settings = options.to_settings(context.params, given) | always
     from_file = {} if config is None else {"out": out} | read_settings(config)
     run = merge_settings(from_file, settings)
+    if run.model in ("viola-jones", "hog"):
+        options.refuse_with(given, "model", _CLASSICAL_OPTIONS)
+        _train_classical(run, as_json)
+        return
     if pretrain_classification:
         options.refuse_with(given, "pretrain_classification", _PRETRAINING_OPTIONS)
         _pretrain(run, cutmix, as_json)
         return
     if evolve is not None:
-        options.refuse_with(given, "evolve", frozenset(context.params) - {"val_every"})
+        options.refuse_with(given, "evolve", frozenset(context.params) - {"val_every", "alternating"})
         _evolve(run, evolve, fitness, as_json)
         return
-    result = run_training(run)
+    result = _train_alternating(run) if alternating else run_training(run)
     if as_json:
         print_json(_to_jsonable(result))
     else:
         _print_result(result)
+
+
+def _train_alternating(run: Any) -> TrainResult:
+    from boxwright.training.alternating import train_alternating
+
+    return train_alternating(run)
+
+
+def _train_classical(run: Any, as_json: bool) -> None:
+    from boxwright.training.classical import train_classical
+
+    results = train_classical(run, tell=_tell)
+    if as_json:
+        print_json({"detectors": [dataclasses.asdict(result) for result in results]})
+        return
+    _print_lines(
+        *(f"{result.class_name}: {result.file}" for result in results),
+        f"next: boxwright predict {results[0].file} IMAGE",
+    )
 
 
 def _pretrain(run: Any, cutmix: float, as_json: bool) -> None:

@@ -10,7 +10,9 @@ Vasconcelos, Cascade R-CNN, CVPR 2018; the second version of the heads after tor
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -150,9 +152,11 @@ class FasterRcnn(RegionDetector):
     """The detector; its keys are those of torchvision's. With several box stages it is Cascade R-CNN.
 
     Attributes:
-        learned_parts: of the network, all of them in joint training; see `begin_alternating_step`.
+        learned_parts: of the network, all of them in joint training.
         proposers: at most one other detector, whose proposals the box heads learn on instead of one's own.
     """
+
+    num_alternating_steps: ClassVar[int] = len(_ALTERNATING_PARTS)
 
     def __init__(self, config: RcnnConfig, *, variant: str, num_classes: int) -> None:
         super().__init__(config, variant=variant, num_classes=num_classes)
@@ -200,32 +204,26 @@ class FasterRcnn(RegionDetector):
         rpn_heads = self.rpn(self.backbone(images), (images.shape[2], images.shape[3]))
         return self.rpn.propose(rpn_heads, image_size_hw)
 
+    def begin_alternating_step(self, step: int, initial: Mapping[str, Tensor]) -> None:
+        """Prepare for one of the four steps of alternating training; fixed parts take no gradients.
 
-def begin_alternating_step(model: FasterRcnn, step: int, initial_backbone: StateDict) -> None:
-    """Prepare a detector for one of the four steps of alternating training, each of which is then trained to its end.
+        1: the backbone and the proposals. 2: the backbone, from its initial weights, and the boxes, on the proposals of
+        step 1. 3: the proposals, on the backbone of step 2, which stays from now on. 4: the boxes.
 
-    1: the backbone and the proposals. 2: the backbone, from its initial weights, and the boxes, on the proposals of
-    step 1. 3: the proposals, on the backbone of step 2, which stays from now on. 4: the boxes.
-
-    Args:
-        model: to be trained with an optimizer of its own in each step; fixed parts take no gradients.
-        step: 1 to 4, in this order.
-        initial_backbone: the state dict of `model.backbone` before step 1.
-
-    Raises:
-        InputError: where there is no such step.
-
-    Source: Ren et al., Faster R-CNN, 2015, sec. 3.2.
-    """
-    if step not in _ALTERNATING_PARTS:
-        raise InputError("step", expected="1, 2, 3 or 4", got=repr(step), fix="pass them in this order")
-    model.proposers.clear()
-    if step == 2:
-        model.proposers.append(copy.deepcopy(model).eval().requires_grad_(False))
-        model.backbone.load_state_dict(initial_backbone)
-    model.learned_parts = frozenset(_ALTERNATING_PARTS[step])
-    for name in LEARNED_PARTS:
-        getattr(model, name).requires_grad_(name in model.learned_parts)
+        Source: Ren et al., Faster R-CNN, 2015, sec. 3.2.
+        """
+        if step not in _ALTERNATING_PARTS:
+            raise InputError("step", expected="1, 2, 3 or 4", got=repr(step), fix="pass them in this order")
+        self.proposers.clear()
+        if step == 2:
+            self.proposers.append(copy.deepcopy(self).eval().requires_grad_(False))
+            prefix = "backbone."
+            own = {name.removeprefix(prefix): value for name, value in initial.items() if name.startswith(prefix)}
+            self.backbone.load_state_dict(own)
+        self.learned_parts = frozenset(_ALTERNATING_PARTS[step])
+        for name in LEARNED_PARTS:
+            getattr(self, name).requires_grad_(name in self.learned_parts)
+        self.train(self.training)  # the backbone's mode follows what is learned
 
 
 def _training_heads(

@@ -88,7 +88,13 @@ class TrainResult:
     unreadable: tuple[str, ...]
 
 
-def train(config: TrainConfig, *, show_progress: bool = True, now: Callable[[], float] = time.monotonic) -> TrainResult:
+def train(
+    config: TrainConfig,
+    *,
+    show_progress: bool = True,
+    now: Callable[[], float] = time.monotonic,
+    prepare: Callable[[DetectionModel], None] | None = None,
+) -> TrainResult:
     """Train a detector.
 
     Args:
@@ -96,6 +102,7 @@ def train(config: TrainConfig, *, show_progress: bool = True, now: Callable[[], 
         show_progress: on stderr.
         now: the clock, in seconds, that `max_minutes` is counted on; `time.process_time` for the processor's time,
             which does not depend on what else the machine does.
+        prepare: changes the module that the run begins with, or goes on with.
 
     Returns:
         Where the checkpoints are and how good they are.
@@ -113,7 +120,7 @@ def train(config: TrainConfig, *, show_progress: bool = True, now: Callable[[], 
         dataset = load_dataset(config.data, config.train_split, class_names=own_class_names(config.model))
         val = _load_val(config, dataset, display)
         _tell_problems([dataset] if val is None else [dataset, val], display)
-        plan = _plan(config, dataset, saved)
+        plan = _plan(config, dataset, saved, prepare)
         if saved is not None and saved.state.is_finished:
             display.note(f"{saved.path}: this run is finished; nothing is left to do")
             return _result(config, saved.state.history, None, None, (), saved.state.elapsed)
@@ -131,7 +138,9 @@ class _Plan:
     notes: tuple[str, ...]
 
 
-def _plan(config: TrainConfig, dataset: Dataset, saved: SavedRun | None) -> _Plan:
+def _plan(
+    config: TrainConfig, dataset: Dataset, saved: SavedRun | None, prepare: Callable[[DetectionModel], None] | None
+) -> _Plan:
     if saved is not None and saved.manifest.class_names != dataset.class_names:
         raise InputError(
             f"--resume {saved.path}",
@@ -149,10 +158,12 @@ def _plan(config: TrainConfig, dataset: Dataset, saved: SavedRun | None) -> _Pla
     if config.class_images is not None:
         class_images = load_class_images(config.class_images, config.train_split, module, dataset.class_names)
         notes += (f"{config.class_images}: {len(class_images.samples)} images that teach their class alone",)
+    if weights is not None and (saved is None or prepare is not None):
+        notes += start_from_weights(module, weights, dataset.class_names, str(config.weights))
+    if prepare is not None:
+        prepare(module)
     if saved is not None:
         module.load_state_dict(saved.current)
-    elif weights is not None:
-        notes += start_from_weights(module, weights, dataset.class_names, str(config.weights))
     if saved is None:  # a resumed run's anchors came with its weights
         notes += fit_anchors(module, dataset, preprocess, config.anchors, config.seed)
     manifest = Manifest(

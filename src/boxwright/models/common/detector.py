@@ -32,6 +32,8 @@ class DetectionModel(nn.Module, ABC):
         suggested_learning_rate: highest one for AdamW with 16 images a step; None for the usual one. Networks of a
             few hundred thousand weights bear more, and without it they hardly move in the short runs they are for.
         is_exportable: whether a graph can hold all of it; not where something outside proposes its regions.
+        num_alternating_steps: trainings after one another that its parts may take turns in; see
+            `begin_alternating_step`.
         num_fitting_images: that `fit` wants at the end of a training; 0 for families that have nothing to fit.
         learns_class_only: whether images of which the class alone is known may teach it.
         supported_loss_options: names of the `LossOptions` that the family's loss heeds.
@@ -45,6 +47,7 @@ class DetectionModel(nn.Module, ABC):
     suggested_augmentation: ClassVar[Suggestions] = {}
     suggested_learning_rate: float | None = None
     is_exportable: ClassVar[bool] = True
+    num_alternating_steps: ClassVar[int] = 0
     num_fitting_images: ClassVar[int] = 0
     learns_class_only: ClassVar[bool] = False
     supported_loss_options: ClassVar[frozenset[str]] = frozenset()
@@ -114,6 +117,23 @@ class DetectionModel(nn.Module, ABC):
     def enter_final_phase(self) -> None:
         """Told once, before the last epochs, in which the strong augmentations rest."""
         return
+
+    def begin_alternating_step(self, step: int, initial: Mapping[str, Tensor]) -> None:
+        """Prepare for a training of one's own in which only some parts learn; only where there are such steps.
+
+        Args:
+            step: 1 to `num_alternating_steps`, in this order, with the weights that the one before has left.
+            initial: the state dict before step 1.
+
+        Raises:
+            InputError: where there is no such step.
+        """
+        raise InputError(
+            "alternating training",
+            expected="a detector whose parts take turns, such as fasterrcnn-r18",
+            got=self.variant,
+            fix="leave --alternating out, or train another variant",
+        )
 
     def fit(self, batches: Iterable[tuple[Tensor, Targets]]) -> None:
         """Fit what is not descended, in place; called once, on the weights that are kept, before their measurement.
