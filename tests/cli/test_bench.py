@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -63,6 +64,28 @@ def test_an_int8_file_is_measured_in_int8_alone(tmp_path: Path, data: Path, capf
     assert main([*arguments, "--json", *QUICK]) == 0
     (row,) = json.loads(capfd.readouterr().out)["results"]
     assert (row["precision"], row["status"], row["map"]) == ("int8", "measured", None)
+
+
+def test_pinned_processes_have_a_thread_for_each_core(
+    tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = save_colour_cells(tmp_path / "m.onnx", "raw")
+    core = str(min(os.sched_getaffinity(0)))
+    arguments = [
+        "bench",
+        str(model),
+        "--data",
+        str(data),
+        "--cores",
+        core,
+        "--no-accuracy",
+        "--no-throughput",
+        "--json",
+    ]
+    assert main([*arguments, "--launches", "1", "--rounds", "1"]) == 0
+    report = json.loads(capfd.readouterr().out)
+    assert report["settings"]["cores"] == [int(core)]
+    assert report["results"][0]["num_threads"] == 1
 
 
 def test_what_fails_beside_what_works_gives_status_3(

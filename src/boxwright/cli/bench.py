@@ -96,13 +96,14 @@ def bench(
     from boxwright.cli._bench_plan import Matrix
     from boxwright.cli._bench_scenario import run_scenario
 
-    defaults = Settings()
+    defaults, pinned = Settings(), parse_cores(cores)
     stream_counts = _parse_streams(streams)
     settings = Settings(
         latency_conf=conf,
         iou=iou,
-        num_threads=num_threads or 0,
-        cores=parse_cores(cores),
+        # Engines count the machine's cores, not those that they may use.
+        num_threads=num_threads or len(pinned),
+        cores=pinned,
         min_launches=launches or defaults.min_launches,
         max_launches=launches or defaults.max_launches,
         rounds=rounds,
