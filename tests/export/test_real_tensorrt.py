@@ -1,7 +1,7 @@
 """The real TensorRT library, where one is here: it imports without a GPU, and has what the adapter asks it for.
 
-BOXWRIGHT_TENSORRT_PYTHON is a command that starts a Python with the package `tensorrt`, e.g. a script that sets
-PYTHONPATH and LD_LIBRARY_PATH for it and calls python3.10: the index has 8.5.3 for CPython 3.10. Without it, the package
+BOXWRIGHT_TENSORRT_PYTHON is a command that starts a Python with the package `tensorrt`: a script, say, that sets
+PYTHONPATH and LD_LIBRARY_PATH and calls python3.10, which the 8.5.3 of the Python index is for. Without it, the package
 of this Python is asked.
 """
 

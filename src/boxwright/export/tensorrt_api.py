@@ -25,19 +25,34 @@ class ParserLimits:
 
     Attributes:
         newest_opset: of the operators.
+        largest_k: of a TopK.
+        has_computed_k: whether the k of a TopK may be the result of other nodes.
+        sorts_integers: in a TopK.
+        sums_integers: in a ReduceSum.
         has_layer_normalization: as an operator.
         has_uint8_inputs: so that a graph can take pixels.
     """
 
     newest_opset: int
+    largest_k: int = 3840
+    has_computed_k: bool = True
+    sorts_integers: bool = True
+    sums_integers: bool = True
     has_layer_normalization: bool = True
     has_uint8_inputs: bool = True
 
 
-# Source: docs/operators.md of github.com/onnx/onnx-tensorrt, branches 8.5-GA, 8.6-GA and 10.0-GA.
+# Source: docs/operators.md of github.com/onnx/onnx-tensorrt, branches 8.5-GA, 8.6-GA and 10.0-GA; for k, NvInfer.h.
 _LIMITS = {
-    (8, 5): ParserLimits(newest_opset=17, has_layer_normalization=False, has_uint8_inputs=False),
-    (8, 6): ParserLimits(newest_opset=17),
+    (8, 5): ParserLimits(
+        newest_opset=17,
+        has_computed_k=False,
+        sorts_integers=False,
+        sums_integers=False,
+        has_layer_normalization=False,
+        has_uint8_inputs=False,
+    ),
+    (8, 6): ParserLimits(newest_opset=17, sums_integers=False),
     (10, 0): ParserLimits(newest_opset=20),
 }
 OLDEST_VERSION = min(_LIMITS)

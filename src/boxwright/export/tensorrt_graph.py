@@ -6,6 +6,7 @@ What changes is how the graph is written, never what it computes.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
@@ -13,6 +14,7 @@ import onnx_ir as ir
 from boxwright.core.errors import UnsupportedError
 from boxwright.export.decode_nms.function import DOMAIN, OP_TYPE, THRESHOLD_NAMES
 from boxwright.export.graph_builder import GraphBuilder
+from boxwright.export.known_sizes import fold_known_sizes
 from boxwright.export.passes import split_sizes
 from boxwright.export.tensorrt_api import ParserLimits
 
@@ -20,6 +22,8 @@ _REDUCTIONS = tuple(f"Reduce{name}" for name in "L1 L2 LogSum LogSumExp Max Mean
 _OPSET_OF_REDUCTION_AXES = 18
 # Of ONNX's format; newer ones add nothing that such a graph uses, and old parsers warn of them.
 _IR_VERSION = 8
+# Of an image or a level: five levels of them are few enough for keys in float32, and for TensorRT's largest k.
+_CANDIDATES_THAT_FIT = 700
 
 
 def for_parser(model: ir.Model, limits: ParserLimits, *, source: str) -> ir.Model:
@@ -42,6 +46,10 @@ def for_parser(model: ir.Model, limits: ParserLimits, *, source: str) -> ir.Mode
     _lower_opset(copy, limits.newest_opset, source)
     if not limits.has_layer_normalization:
         _replace_nodes(copy, "LayerNormalization", _layer_normalization)
+    if not limits.sums_integers:
+        _sum_in_float(copy)
+    copy = fold_known_sizes(copy)
+    _check_top_k(copy, limits, source)
     copy.ir_version = min(copy.ir_version, _IR_VERSION)
     return copy
 
@@ -112,6 +120,44 @@ def _lower_node(node: ir.Node, source: str) -> None:
         node.resize_inputs(3)
 
 
+def _sum_in_float(model: ir.Model) -> None:
+    """Sum whole numbers as floats, which count to 2^24: there are no more anchors or proposals than that."""
+    for node in [node for node in model.graph if node.op_type == "ReduceSum"]:
+        values, dtype = node.inputs[0], node.outputs[0].dtype
+        if values is None or values.dtype not in (ir.DataType.INT32, ir.DataType.INT64):
+            continue
+        assert dtype is not None
+        builder = GraphBuilder(str(node.name))
+        summed = ir.node("ReduceSum", [builder.op("Cast", values, to=ir.DataType.FLOAT), *node.inputs[1:]])
+        summed.attributes.update(node.attributes)
+        summed.name, summed.outputs[0].name = f"{node.name}/sum", f"{node.outputs[0].name}/sum"
+        back = ir.node("Cast", [summed.outputs[0]], attributes={"to": int(dtype)}, name=f"{node.name}/back")
+        back.outputs[0].name = f"{node.outputs[0].name}/back"
+        _exchange(model.graph, node, [*builder.nodes, summed, back], back.outputs[0])
+
+
+def _check_top_k(model: ir.Model, limits: ParserLimits, source: str) -> None:
+    """Say what TensorRT cannot sort before it does, and what to do about it."""
+    for node in model.graph:
+        if node.op_type != "TopK":
+            continue
+        values, k = node.inputs[0], ir.convenience.get_const_tensor(cast("ir.Value", node.inputs[1]))
+        got = ""
+        if k is not None and int(k.numpy().reshape(-1)[0]) > limits.largest_k:
+            got = f"{int(k.numpy().reshape(-1)[0])}"
+        elif k is None and not limits.has_computed_k:
+            got = "a number that is computed"
+        elif values is not None and values.dtype == ir.DataType.INT64 and not limits.sorts_integers:
+            got = "more than numbers of float32 can tell apart"
+        if got:
+            raise UnsupportedError(
+                f"{source}: layer {node.name} (TopK)",
+                expected=f"a fixed number of at most {limits.largest_k} candidates to sort, for this TensorRT",
+                got=got,
+                fix=f"export with --max-candidates {_CANDIDATES_THAT_FIT}, or with --nms plugin or none",
+            )
+
+
 def _numbers(node: ir.Node, index: int, source: str) -> np.ndarray:
     value = node.inputs[index]
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
@@ -135,8 +181,13 @@ def _replace_nodes(model: ir.Model, op_type: str, replacement: Callable[[GraphBu
     for node in [node for node in graph if node.op_type == op_type and node.domain == ""]:
         builder = GraphBuilder(str(node.name))
         result = replacement(builder, node)
-        result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
-        ir.convenience.replace_nodes_and_values(graph, node, [node], builder.nodes, list(node.outputs)[:1], [result])
+        _exchange(graph, node, builder.nodes, result)
+
+
+def _exchange(graph: ir.Graph, node: ir.Node, nodes: list[ir.Node], result: ir.Value) -> None:
+    """Put other nodes in the place of one with a single output."""
+    result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
+    ir.convenience.replace_nodes_and_values(graph, node, [node], nodes, list(node.outputs)[:1], [result])
 
 
 def _layer_normalization(builder: GraphBuilder, node: ir.Node) -> ir.Value:
