@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from boxwright.core.errors import UnsupportedError
+from boxwright.core.errors import OutputError, UnsupportedError
 from boxwright.runtimes.backend import open_backend
 from boxwright.runtimes.detector import Detector
-from boxwright.runtimes.onnxruntime_devices import BoundRuns, choose_provider
+from boxwright.runtimes.onnxruntime_devices import BoundRuns, choose_provider, make_engine_cache
 from models_for_tests import HEIGHT, WIDTH, save_colour_cells
 
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -90,6 +90,18 @@ def test_a_provider_that_does_not_start_is_no_reason_to_run_on_the_cpu(
     with pytest.raises(UnsupportedError, match=r"to start on GPU 1, got a session on CPUExec.*nvidia-smi"):
         open_backend(path, backend="onnxruntime", device="cuda:1")
     assert [name for name, _ in asked] == ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+
+def test_the_folder_for_engines_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    choice = choose_provider("m.onnx", "tensorrt", None)
+    make_engine_cache("m.onnx", choice)
+    assert Path(dict(choice.providers(None))["TensorrtExecutionProvider"]["trt_engine_cache_path"]).is_dir()
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    with pytest.raises(OutputError, match="set XDG_CACHE_HOME"):
+        make_engine_cache("m.onnx", choice)
+    make_engine_cache("m.onnx", choose_provider("m.onnx", "cuda", None))
 
 
 def test_bound_runs_give_what_plain_runs_give(tmp_path: Path) -> None:

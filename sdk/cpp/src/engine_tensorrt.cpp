@@ -258,7 +258,8 @@ class TensorRtEngine : public Engine {
         nvinfer1::Dims dims{};
         dims.nbDims = static_cast<int32_t>(state.shape.size());
         for (size_t i = 0; i < state.shape.size(); ++i) dims.d[i] = static_cast<int32_t>(state.shape[i]);
-        if (!context_->setInputShape(name.c_str(), dims)) {
+        const bool is_open = std::find(state.declared.begin(), state.declared.end(), -1) != state.declared.end();
+        if (is_open && !context_->setInputShape(name.c_str(), dims)) {
             throw Error("image: expected a size that the engine was built for, got another (" + the_log().take_cause() +
                         "); build the engine with wider limits");
         }

@@ -20,6 +20,7 @@ from boxwright.runtimes.onnxruntime_devices import (
     check_available,
     check_started,
     choose_provider,
+    make_engine_cache,
 )
 from boxwright.runtimes.synchronous import SynchronousBackend
 
@@ -81,6 +82,7 @@ class OnnxRuntimeBackend(SynchronousBackend):
         except ImportError as error:
             raise MissingDependencyError("onnxruntime", extra="onnxruntime", needed_for=str(path)) from error
         check_available(str(path), choice, onnxruntime)
+        make_engine_cache(str(path), choice)
         if choice.kind != "cpu" and hasattr(onnxruntime, "preload_dlls"):
             onnxruntime.preload_dlls()  # CUDA's libraries of NVIDIA's Python packages
         options = onnxruntime.SessionOptions()

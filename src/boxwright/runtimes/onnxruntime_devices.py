@@ -10,12 +10,13 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from boxwright.core.errors import UnsupportedError
+from boxwright.core.errors import OutputError, UnsupportedError
 from boxwright.core.files import cache_dir
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class ProviderChoice:
         cuda = (_CUDA, {"device_id": self.index, "use_tf32": 0})
         if self.kind == "cuda":
             return [cuda, (_CPU, {})]
-        cache = str(cache_dir() / "onnxruntime-tensorrt")
+        cache = str(_engine_cache())
         tensorrt = {
             "device_id": self.index,
             "trt_fp16_enable": self.precision == "fp16",
@@ -106,6 +107,29 @@ def check_available(path: str, choice: ProviderChoice, module: Any) -> None:
             got=f"onnxruntime {module.__version__} with {', '.join(available)} alone",
             fix="run: pip uninstall -y onnxruntime && pip install onnxruntime-gpu (on a Jetson NVIDIA's own package)",
         )
+
+
+def make_engine_cache(path: str, choice: ProviderChoice) -> None:
+    """Make the folder that ONNX Runtime keeps TensorRT's engines in.
+
+    Raises:
+        OutputError: where it cannot be made.
+    """
+    if choice.kind != "tensorrt":
+        return
+    try:
+        _engine_cache().mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            str(_engine_cache()),
+            expected=f"a folder for the engines that TensorRT builds of {path}",
+            got=error.strerror or str(error),
+            fix="set XDG_CACHE_HOME to a folder that can be written",
+        ) from error
+
+
+def _engine_cache() -> Path:
+    return cache_dir() / "onnxruntime-tensorrt"
 
 
 def check_started(path: str, choice: ProviderChoice, providers: Sequence[str]) -> None:

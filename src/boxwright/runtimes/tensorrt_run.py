@@ -127,7 +127,8 @@ class EngineRun:
                 )
             self._cuda.synchronize(self._stream)
         for name, shape in shapes.items():
-            if not context.set_input_shape(name, shape):
+            is_open = None in self._opened.inputs[name].shape
+            if is_open and not context.set_input_shape(name, shape):
                 raise run_failure("TensorRT", self._log.cause)
         self._shapes = shapes
 
@@ -244,16 +245,14 @@ def _output_allocator(trt: Any, memories: Mapping[str, TensorMemory]) -> Any:
             self.shapes: dict[str, Shape] = {}
             self.problem: BoxwrightError | None = None
 
-        def reallocate_output(self, tensor_name: str, memory: Any, size: int, alignment: int) -> int | None:
+        def reallocate_output(self, tensor_name: str, memory: Any, size: int, alignment: int) -> int:
             try:
                 return memories[tensor_name].reserve_device(size)
             except BoxwrightError as error:  # TensorRT would lose it on the way through its own code
                 self.problem = error
-                return None
+                return 0
 
-        def reallocate_output_async(
-            self, tensor_name: str, memory: Any, size: int, alignment: int, stream: int
-        ) -> int | None:
+        def reallocate_output_async(self, tensor_name: str, memory: Any, size: int, alignment: int, stream: int) -> int:
             return self.reallocate_output(tensor_name, memory, size, alignment)
 
         def notify_shape(self, tensor_name: str, shape: Any) -> None:
