@@ -191,8 +191,8 @@ def test_a_changed_file_begins_anew(dataset: Dataset, tmp_path: Path) -> None:
 
 
 def test_throughput_is_searched_where_wanted(models: Path, dataset: Dataset) -> None:
-    settings = replace(QUICK, with_throughput=True, with_accuracy=False, streams=(1, 2), rounds=1, min_launches=1,
-                       max_launches=1)  # fmt: skip
+    settings = replace(QUICK, with_throughput=True, with_accuracy=False, streams=(1, 2), trial_s=0.1, rounds=1,
+                       min_launches=1, max_launches=1)  # fmt: skip
     run = run_benchmark([candidate(models, "raw.onnx", name="a")], dataset, settings=settings)
     row = run.report.results[0]
     assert row.map is None

@@ -241,6 +241,7 @@ class Settings:
         time_limit_s: of each candidate, in all.
         with_raw_engine: whether the bare engine is measured too.
         with_throughput: whether the best batch and number of streams are searched for.
+        trial_s: how long each trial of that search lasts; the last one twice as long.
         streams: numbers of streams to try; empty for powers of two up to the number of cores.
         with_accuracy: whether mAP is measured.
     """
@@ -258,6 +259,7 @@ class Settings:
     time_limit_s: float = 900.0
     with_raw_engine: bool = True
     with_throughput: bool = True
+    trial_s: float = 1.5
     streams: tuple[int, ...] = ()
     with_accuracy: bool = True
 

@@ -9,7 +9,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +40,7 @@ from boxwright.bench.summary import (
     find_pairs,
     find_pareto,
     is_precise,
+    latency_fields,
     rounds_by_launch,
     summarise,
 )
@@ -105,6 +106,8 @@ class _Row:
     accuracy: AccuracyResult | None = None
     class_precisions: NDArray[np.float64] | None = None
     failure: CandidateError | None = None
+    latency: Json = field(default_factory=dict)  # of so many launches
+    num_launches: int = 0
 
 
 def run_benchmark(
@@ -372,7 +375,7 @@ class _Run:
             try:
                 with CandidateProcess(row.candidate, budget=row.budget, cores=settings.cores) as process:
                     process.open(conf=settings.latency_conf, iou=settings.iou, image_paths=self._latency_image_paths())
-                    reply = process.call("search_throughput", streams=list(settings.streams))
+                    reply = process.call("search_throughput", streams=list(settings.streams), trial_s=settings.trial_s)
             except CandidateError as error:
                 self._fail(name, error)
             else:
@@ -386,13 +389,17 @@ class _Run:
         return tuple(self._result(name, row, interrupted) for name, row in self._rows.items())
 
     def _result(self, name: str, row: _Row, interrupted: bool) -> Result:
+        records = self._records(name)
+        if len(records) != row.num_launches:
+            row.latency, row.num_launches = latency_fields(records), len(records)
         result = summarise(
             row.candidate,
             model_sha256=row.sha256,
             size_mb=row.size_mb,
             accuracy=row.accuracy,
             opened=self._state.accuracy.get(name),
-            launches=self._records(name),
+            launches=records,
+            latency=row.latency,
             throughput=self._state.throughput.get(name),
             failure=row.failure,
         )

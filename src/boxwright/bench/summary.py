@@ -35,6 +35,7 @@ def summarise(
     accuracy: AccuracyResult | None,
     opened: Json | None,
     launches: Sequence[Json],
+    latency: Json,
     throughput: Json | None,
     failure: CandidateError | None,
 ) -> Result:
@@ -47,6 +48,7 @@ def summarise(
         accuracy: where it was measured.
         opened: reply to `Worker.open` of the process that ran over all images.
         launches: its record of each launch that it came through.
+        latency: what `latency_fields` makes of those.
         throughput: reply to `Worker.search_throughput`.
         failure: what ended it.
     """
@@ -66,7 +68,7 @@ def summarise(
         size_mb=size_mb,
         throughput=Throughput(**throughput) if throughput else None,
         **_accuracy_fields(accuracy, opened),
-        **_latency_fields(launches),
+        **latency,
     )
 
 
@@ -81,7 +83,12 @@ def _accuracy_fields(accuracy: AccuracyResult | None, opened: Json | None) -> Js
     }
 
 
-def _latency_fields(launches: Sequence[Json]) -> Json:
+def latency_fields(launches: Sequence[Json]) -> Json:
+    """The fields of a row that its launches say; takes a while, for the intervals.
+
+    Args:
+        launches: the candidate's record of each launch that it came through.
+    """
     if not launches:
         return {}
     rounds_ms = block_medians(launches)

@@ -14,7 +14,6 @@ from boxwright.runtimes.detector import Detector
 # Opens another detector of the same model with so many threads.
 OpenDetector = Callable[[int], Detector]
 _BATCHES = (1, 2, 4, 8, 16)
-_TRIAL_S = 1.5
 _WARM_UP_CALLS = 2
 # More streams, larger batches, fewer streams, smaller batches.
 _STEPS = ((1, 0), (0, 1), (-1, 0), (0, -1))
@@ -29,7 +28,7 @@ def search_throughput(
     num_cores: int,
     num_threads: int = 0,
     streams: Sequence[int] = (),
-    trial_s: float = _TRIAL_S,
+    trial_s: float,
 ) -> Throughput:
     """Find the number of streams and the batch size with the most images a second, end to end.
 

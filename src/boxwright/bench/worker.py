@@ -133,7 +133,7 @@ class Worker:
             "overhead": block.overhead(),
         }
 
-    def search_throughput(self, streams: list[int]) -> Reply:
+    def search_throughput(self, streams: list[int], trial_s: float) -> Reply:
         """Find the best batch size and number of detectors side by side."""
         from boxwright.bench.throughput import search_throughput
 
@@ -145,6 +145,7 @@ class Worker:
             num_cores=len(os.sched_getaffinity(0)),
             num_threads=self._num_threads,
             streams=streams,
+            trial_s=trial_s,
         )
         return {"fps": found.fps, "batch": found.batch, "streams": found.streams}
 
