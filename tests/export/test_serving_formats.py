@@ -132,9 +132,20 @@ def test_triton_takes_engines_as_they_are(tmp_path: Path) -> None:
     assert (result.manifest.variant, result.verification) == ("bright-spots", None)
 
 
+def test_triton_takes_engines_of_trtexec(tmp_path: Path) -> None:
+    save_colour_cells(tmp_path / "m.onnx", stage="detections")
+    (tmp_path / "m.plan").write_bytes(b"whatever trtexec wrote")
+    result = export(tmp_path / "m.plan", tmp_path / "repository", options=ExportOptions(format="triton"))
+    config = parse_config((result.path / "m" / "config.pbtxt").read_text())
+    assert (config.backend, config.default_model_filename, config.max_batch_size) == ("tensorrt", "model.plan", 0)
+    assert "max_batch_size" not in (result.path / "m" / "config.pbtxt").read_text()
+    assert (result.path / "m" / "1" / "model.plan").read_bytes() == b"whatever trtexec wrote"
+    assert result.manifest == colour_cells_manifest("detections")
+
+
 def test_triton_cannot_feed_single_numbers(tmp_path: Path) -> None:
     engine = write_engine(tmp_path / "m.engine", engine_description())
-    with pytest.raises(UnsupportedError, match="--fixed-thresholds"):
+    with pytest.raises(UnsupportedError, match=r"trtexec --onnx=m\.onnx"):
         pack_for_triton(tmp_path / "repository", "m", engine)
     assert not (tmp_path / "repository").exists()
     pytest.importorskip("openvino")

@@ -20,7 +20,7 @@ import onnx
 from boxwright.core.errors import InputError, ModelFileError, OutputError, UnsupportedError
 from boxwright.core.files import atomic_directory
 from boxwright.core.manifest import METADATA_KEY, Manifest
-from boxwright.runtimes.engine_sidecar import EngineSidecar, read_sidecar, sidecar_path
+from boxwright.runtimes.engine_sidecar import read_sidecar, sidecar_path
 from boxwright.runtimes.model_file import inspect_onnx, locate_model_file
 
 ENGINE_SUFFIXES = (".engine", ".plan")
@@ -28,6 +28,12 @@ ONNX_BACKENDS = ("onnxruntime", "openvino")
 # Where the file leaves the batch open: as `Detector` does.
 _MOST_IMAGES_A_BATCH = 16
 _QUEUE_DELAY_US = 100
+_PLUGIN_NOTES = (
+    "# It has the node DecodeNMS. Start the server with Boxwright's plugin, which 'boxwright doctor",
+    "# --build-plugins' compiles for its TensorRT:",
+    "#   tritonserver --backend-config=tensorrt,plugins=/PATH/libboxwright_tensorrt.so ...",
+    "# or with LD_PRELOAD=/PATH/libboxwright_tensorrt.so in its environment.",
+)
 _TYPES = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",
     onnx.TensorProto.FLOAT16: "TYPE_FP16",
@@ -95,39 +101,44 @@ def pack_for_triton(repository: Path, name: str, source: Path) -> Manifest:
 def _pack_engine(repository: Path, name: str, source: Path) -> Manifest:
     if not source.is_file():
         raise ModelFileError(str(source), expected="an engine", got="a path that does not exist", fix="check the path")
+    if not sidecar_path(source).is_file() and source.with_suffix(".onnx").is_file():
+        return _pack_engine_of_trtexec(repository, name, source)
     sidecar = read_sidecar(source)
     if sidecar.manifest.stage == "detections" and not sidecar.fixed_thresholds:
         raise UnsupportedError(
             f"{source} for Triton",
             expected="an engine whose thresholds are built in, since Triton feeds no single numbers",
             got="one with thresholds as inputs",
-            fix="build it with --fixed-thresholds, or with trtexec as docs/tensorrt.md says",
+            fix=f"build it with: trtexec --onnx={source.stem}.onnx --saveEngine=NEW.engine, and pass that",
         )
 
     def fill(folder: Path) -> str:
         shutil.copyfile(source, folder / "model.plan")
         shutil.copyfile(sidecar_path(source), sidecar_path(folder / "model.plan"))
-        return _engine_config(name, sidecar)
+        smallest, largest = sidecar.batch_sizes
+        config = _config(name, "tensorrt", "model.plan", sidecar.manifest, largest_batch=largest * (smallest < largest))
+        notes = [
+            f"# Built for {sidecar.gpu_name} with TensorRT {sidecar.tensorrt_version}, which this Triton must have.",
+            f"# Build it again with: {sidecar.rebuild_command}",
+            *(_PLUGIN_NOTES if sidecar.needs_plugin else ()),
+        ]
+        return "\n".join(notes) + "\n" + config
 
     _add_version(repository, name, fill)
     return sidecar.manifest
 
 
-def _engine_config(name: str, sidecar: EngineSidecar) -> str:
-    smallest, largest = sidecar.batch_sizes
-    config = _config(name, "tensorrt", "model.plan", sidecar.manifest, largest_batch=largest * (smallest < largest))
-    notes = [
-        f"# Built for {sidecar.gpu_name} with TensorRT {sidecar.tensorrt_version}, which this Triton must have.",
-        f"# Build it again with: {sidecar.rebuild_command}",
-    ]
-    if sidecar.needs_plugin:
-        notes += [
-            "# It has the node DecodeNMS. Start the server with Boxwright's plugin, which 'boxwright doctor",
-            "# --build-plugins' compiles for its TensorRT:",
-            "#   tritonserver --backend-config=tensorrt,plugins=/PATH/libboxwright_tensorrt.so ...",
-            "# or with LD_PRELOAD=/PATH/libboxwright_tensorrt.so in its environment.",
-        ]
-    return "\n".join(notes) + "\n" + config
+def _pack_engine_of_trtexec(repository: Path, name: str, source: Path) -> Manifest:
+    """Its thresholds are constants; its manifest is that of the ONNX file that it was built from."""
+    onnx_file = source.with_suffix(".onnx")
+    manifest = Manifest.from_json(inspect_onnx(onnx_file).metadata.get(METADATA_KEY, ""), str(onnx_file))
+
+    def fill(folder: Path) -> str:
+        shutil.copyfile(source, folder / "model.plan")
+        return _config(name, "tensorrt", "model.plan", manifest, largest_batch=None)
+
+    _add_version(repository, name, fill)
+    return manifest
 
 
 def _pack_openvino(repository: Path, name: str, source: Path) -> Manifest:
@@ -177,18 +188,18 @@ def _config(
     *,
     inputs: Sequence[TritonTensor] = (),
     outputs: Sequence[TritonTensor] = (),
-    largest_batch: int = 0,
+    largest_batch: int | None = 0,
 ) -> str:
     """The text of config.pbtxt, without batching where `largest_batch` is 0.
 
-    Triton asks the file for the tensors that are not listed.
+    Triton asks the file for the tensors that are not listed, and for the largest batch where that is None.
     """
-    batches = largest_batch > 1
+    batches = largest_batch is not None and largest_batch > 1
     lines = [
         f"name: {_quoted(name)}",
         f'backend: "{backend}"',
         f'default_model_filename: "{file_name}"',
-        f"max_batch_size: {largest_batch}",
+        *([] if largest_batch is None else [f"max_batch_size: {largest_batch}"]),
         *(_tensor_text("input", tensor, batches) for tensor in inputs),
         *(_tensor_text("output", tensor, batches) for tensor in outputs),
     ]
