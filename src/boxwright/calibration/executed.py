@@ -18,6 +18,8 @@ _OPENVINO_INTEGERS = frozenset({"u8", "i8"})
 _ONNXRUNTIME_INTEGER_OPS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger"})
 # Engines that fold constants into a layer rename it so.
 _RENAMED_SUFFIXES = ("/WithoutBiases", "_nhwc", "_quant", "/MatMulAddFusion")
+# What OpenVINO fuses into a layer of the quantization of the next one's input.
+_OF_NEXT_INPUT = ("_scaled/Mul", "_quantized/QuantizeLinear")
 # ONNX Runtime numbers the nodes that its layout passes replace.
 _NUMBERED = re.compile(r"_token_\d+$")
 
@@ -53,13 +55,15 @@ def executed_layers(
         None for an engine that does not show its graph.
     """
     if engine == "openvino":
-        return _executed_by_openvino(proto, macs, precision)
+        return _executed_by_openvino(proto, model.layers, macs, precision)
     if engine == "onnxruntime":
         return _executed_by_onnxruntime(proto, model.layers, macs)
     return None
 
 
-def _executed_by_openvino(proto: onnx.ModelProto, macs: Mapping[str, int], precision: Precision) -> Executed:
+def _executed_by_openvino(
+    proto: onnx.ModelProto, layers: Iterable[Layer], macs: Mapping[str, int], precision: Precision
+) -> Executed:
     import openvino  # type: ignore[import-untyped]
 
     hint = {"fp32": "f32", "fp16": "f16"}.get(precision, precision)
@@ -75,7 +79,8 @@ def _executed_by_openvino(proto: onnx.ModelProto, macs: Mapping[str, int], preci
         if _text(info, "layerType") not in ("Convolution", "FullyConnected", "MatMul", "GroupConvolution"):
             continue
         if _text(info, "runtimePrecision") in _OPENVINO_INTEGERS:
-            integer |= _original_names(_text(info, "originalLayersNames").split(","), macs)
+            names = _text(info, "originalLayersNames").split(",")
+            integer |= _original_names(names, macs) or _layers_before(names, layers)
     return _executed(integer, macs)
 
 
@@ -120,6 +125,12 @@ def _original_names(names: Iterable[str], macs: Mapping[str, int]) -> set[str]:
         if plain in macs:
             found.add(plain)
     return found
+
+
+def _layers_before(names: Iterable[str], layers: Iterable[Layer]) -> set[str]:
+    """Layers whose output is quantized by a node of these names: what is left of a layer that lost its own."""
+    tensors = {name.rsplit("/", 2)[0] for name in names if name.endswith(_OF_NEXT_INPUT)}
+    return {layer.name for layer in layers if layer.output_name in tensors}
 
 
 def _is_form_of(name: str, tensor: str) -> bool:
