@@ -3,36 +3,27 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import onnx
-
 import boxwright
-from boxwright.bench.accuracy import evaluate
 from boxwright.calibration.candidate import Quantizer, observed_tensors
-from boxwright.calibration.float_model import FloatModel, load_float_model
+from boxwright.calibration.float_model import load_float_model
+from boxwright.calibration.held_back import Progress, divide_images, measure_on_held_back
 from boxwright.calibration.images import FEWEST_IMAGES, CalibrationImages, choose_images, network_inputs
+from boxwright.calibration.methods import MethodInputs, MethodResult, run_tool
 from boxwright.calibration.placement import rules_for
 from boxwright.calibration.ranges import RangeMethod
 from boxwright.calibration.recipe import Recipe
-from boxwright.calibration.sessions import Tensors
 from boxwright.calibration.statistics import collect_statistics
 from boxwright.calibration.writing import write_model
 from boxwright.core.errors import InputError
 from boxwright.core.files import check_not_source, check_writable
 from boxwright.core.manifest import CalibrationRecord, Manifest
-from boxwright.data import Dataset, load_dataset
+from boxwright.data import load_dataset
 from boxwright.data.hashing import content_sha256
-from boxwright.runtimes.detector import Detector
 
 DEFAULT_NUM_IMAGES = 128
-# Of the images, this part is held back to measure on, at most so many.
-_HELD_BACK_PART, _MOST_HELD_BACK = 0.25, 64
-_SCORE_THRESHOLD = 0.001
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +56,7 @@ def calibrate(
     num_images: int | None = DEFAULT_NUM_IMAGES,
     method: RangeMethod | None = None,
     engine: str = "openvino",
+    tool: str | None = None,
     measure: bool = True,
     on_progress: Progress | None = None,
 ) -> CalibrationResult:
@@ -80,6 +72,8 @@ def calibrate(
         num_images: at most so many, taken evenly over the split; None takes all.
         method: of the activations' ranges; percentile 99.99 where None.
         engine: whose placement rules to follow; other engines read the file too.
+        tool: another way to INT8 than our own ranges and placement: "nncf", or "trt-cache", which writes a cache for
+            TensorRT's calibrator instead of a model.
         measure: hold a part of the images back, and measure mAP before and after on them.
         on_progress: called with a phase, the images done and their number.
 
@@ -97,21 +91,20 @@ def calibrate(
     report = on_progress or (lambda phase, done, total: None)
     float_model = load_float_model(model)
     chosen = choose_images(load_dataset(Path(data), split), num_images)
-    calibration, held_back = _divide(chosen.dataset, measure)
-    recipe = Recipe(rules=rules_for(engine), method=method or RangeMethod())
-    statistics = collect_statistics(
-        float_model,
-        _batches(float_model, calibration),
-        tensors=observed_tensors(float_model, fused=recipe.rules.style == "fused"),
+    calibration, held_back = divide_images(chosen.dataset, measure)
+    inputs = MethodInputs(
+        model=float_model,
+        batches=lambda: network_inputs(float_model.manifest, calibration.samples, float_model.proto),
+        num_images=len(calibration.samples),
+        engine=engine,
         on_progress=lambda done: report("calibrating", done, len(calibration.samples)),
     )
-    quantizer = Quantizer(float_model, statistics)
-    proto = quantizer.build(recipe)
+    made = _quantize(inputs, method or RangeMethod()) if tool is None else run_tool(tool, inputs)
     record = CalibrationRecord(
-        method=f"{recipe.describe()} for {engine}",
+        method=f"{made.description} for {engine}",
         data_sha256=content_sha256(calibration),
         num_images=len(calibration.samples),
-        layers_in_float=tuple(layer.name for layer in float_model.layers if layer not in quantizer.quantized(recipe)),
+        layers_in_float=made.layers_in_float,
     )
     manifest = replace(
         float_model.manifest,
@@ -120,73 +113,41 @@ def calibrate(
         verification=None,
         boxwright_version=boxwright.__version__,
     )
-    if held_back is not None:
-        record = _measure(model, proto, manifest, held_back, engine, report)
+    if held_back is not None and made.proto is not None:
+        record = measure_on_held_back(model, made.proto, manifest, held_back, engine, report)
         manifest = replace(manifest, calibration=record)
-    write_model(proto, manifest, target)
+    path = target
+    if made.proto is not None:
+        write_model(made.proto, manifest, target)
+    if made.write_extra is not None:
+        path = made.write_extra(target)
     return CalibrationResult(
-        path=target,
+        path=path,
         manifest=manifest,
         num_layers=len(float_model.layers),
-        num_quantized=len(quantizer.quantized(recipe)),
-        warnings=_warnings(chosen, len(calibration.samples), measure and held_back is None),
+        num_quantized=len(float_model.layers) - len(made.layers_in_float),
+        warnings=_warnings(chosen, len(calibration.samples), measure and record.map_after is None),
         unreadable=tuple(f"{path}: {reason}" for path, reason in chosen.unreadable),
     )
 
 
-def _divide(dataset: Dataset, measure: bool) -> tuple[Dataset, Dataset | None]:
-    """The images to calibrate on, and those held back: every few, so that both see the whole data set."""
-    count = min(int(len(dataset.samples) * _HELD_BACK_PART), _MOST_HELD_BACK) if measure else 0
-    if count < 2:
-        return dataset, None
-    step = len(dataset.samples) / count
-    positions = {int(index * step + step / 2) for index in range(count)}
-    held_back = [sample for index, sample in enumerate(dataset.samples) if index in positions]
-    kept = [sample for index, sample in enumerate(dataset.samples) if index not in positions]
-    if not any(len(sample) for sample in held_back):
-        return dataset, None
-    return dataset.with_samples(kept), dataset.with_samples(held_back)
-
-
-def _batches(model: FloatModel, dataset: Dataset) -> Iterator[tuple[Tensors, int, int]]:
-    for inputs, count in network_inputs(model.manifest, dataset.samples, model.proto):
-        yield inputs, count, 0
-
-
-def _measure(
-    model: str | os.PathLike[str],
-    proto: onnx.ModelProto,
-    manifest: Manifest,
-    held_back: Dataset,
-    engine: str,
-    report: Progress,
-) -> CalibrationRecord:
-    """The calibration record with the AP of the float and the INT8 model on the same images, on one engine."""
-    assert manifest.calibration is not None
-    total = len(held_back.samples)
-    with tempfile.TemporaryDirectory() as folder:
-        candidate = Path(folder) / "int8.onnx"
-        write_model(proto, manifest, candidate)
-        results = []
-        for phase, path in (("measuring the float model", Path(model)), ("measuring INT8", candidate)):
-            with Detector(path, backend=_engine_to_measure(engine), conf=_SCORE_THRESHOLD) as detector:
-                report(phase, 0, total)
-                results.append(evaluate(detector, held_back).map)
-                report(phase, total, total)
-    return replace(
-        manifest.calibration,
-        map_before=results[0],
-        map_after=results[1],
-        map_images=f"{total} held-back images of {held_back.name} {held_back.split}, on {_engine_to_measure(engine)}",
+def _quantize(inputs: MethodInputs, method: RangeMethod) -> MethodResult:
+    """By our own ranges and placement."""
+    model = inputs.model
+    recipe = Recipe(rules=rules_for(inputs.engine), method=method)
+    statistics = collect_statistics(
+        model,
+        ((arrays, count, 0) for arrays, count in inputs.batches()),
+        tensors=observed_tensors(model, fused=recipe.rules.style == "fused"),
+        on_progress=inputs.on_progress,
     )
-
-
-def _engine_to_measure(engine: str) -> str:
-    """The engine itself where it is installed here, else ONNX Runtime."""
-    from boxwright.runtimes.backend import backend_module, backend_names
-
-    is_there = engine in backend_names() and backend_module(engine).available() is None
-    return engine if is_there else "onnxruntime"
+    quantizer = Quantizer(model, statistics)
+    quantized = {layer.name for layer in quantizer.quantized(recipe)}
+    return MethodResult(
+        proto=quantizer.build(recipe),
+        description=recipe.describe(),
+        layers_in_float=tuple(layer.name for layer in model.layers if layer.name not in quantized),
+    )
 
 
 def _warnings(chosen: CalibrationImages, num_calibration: int, could_not_measure: bool) -> tuple[str, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,18 +154,6 @@ def _check_usable(chosen: CalibrationImages) -> None:
             expected="images that show something",
             got=f"{len(chosen)} of one colour each, such as {chosen.blank[0].name}",
             fix="pass images like those that the detector will see: ranges of blank ones would cut off all else",
-        )
-    if len(chosen) < FEWEST_IMAGES:
-        warnings.warn(
-            f"{len(chosen)} calibration images: with fewer than {FEWEST_IMAGES} the ranges hang on what these few "
-            "happen to show, and whatever is brighter or larger in use is cut off; pass more images",
-            stacklevel=2,
-        )
-    if chosen.blank:
-        warnings.warn(
-            f"{len(chosen.blank)} of {len(chosen)} calibration images are of one colour, such as "
-            f"{chosen.blank[0].name}: they say nothing about ranges",
-            stacklevel=2,
         )
 
 

@@ -7,6 +7,7 @@ difference in mAP with its interval, and time.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,6 @@ from boxwright.calibration.choice import ChoiceSet
 from boxwright.calibration.engines import other_precisions
 from boxwright.calibration.evaluation import Evaluation, Evaluator
 from boxwright.calibration.evaluation_store import EvaluationStore
-from boxwright.calibration.float_model import Layer
 from boxwright.calibration.placement import rules_for
 from boxwright.calibration.ranges import RangeMethod
 from boxwright.calibration.recipe import Recipe
@@ -137,7 +137,6 @@ class Search:
         budget: to be held.
         macs: multiplications of each layer.
         store: of what is known already.
-        deadline: of `time.monotonic`.
         on_progress: called with a phase, what is done of it and its size.
     """
 
@@ -151,7 +150,6 @@ class Search:
         budget: Budget,
         macs: Mapping[str, int],
         store: EvaluationStore,
-        deadline: float,
         on_progress: Progress,
     ) -> None:
         self._engine = engine
@@ -163,17 +161,27 @@ class Search:
         self._budget = budget
         self._macs = macs
         self._store = store
-        self._deadline = deadline
+        self._deadline = float("inf")
         self._progress = on_progress
         self.result = SearchResult(engine=engine)
 
-    def run(self) -> SearchResult:
-        """Search until the end or the deadline."""
+    def run(self, *, deadline: float) -> SearchResult:
+        """Search until the end or the deadline, of `time.monotonic`."""
+        self._deadline = deadline
         try:
             self._search()
         except _TimeIsUpError:
             self.result.time_is_up = True
         return self.result
+
+    def try_form_of_other(self, variant: Variant, *, deadline: float) -> None:
+        """Measure on this engine what was chosen for another, where the time allows."""
+        self._deadline = deadline
+        form = Variant(engine=self._engine, recipe=variant.recipe)
+        if any(trial.variant == form for trial in self.result.trials):
+            return
+        with contextlib.suppress(_TimeIsUpError):
+            self._try(form)
 
     def _search(self) -> None:
         self._try_float_forms()
@@ -320,8 +328,3 @@ class Search:
         found = self._evaluator.evaluate(variant, choice, with_map=in_full, with_latency=in_full)
         self._store.put(key, found)
         return found
-
-
-def macs_of(layers: tuple[Layer, ...], macs: Callable[[Layer], int]) -> dict[str, int]:
-    """Multiplications by the layer's name."""
-    return {layer.name: macs(layer) for layer in layers}

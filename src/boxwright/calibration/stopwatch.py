@@ -19,9 +19,7 @@ _FEWEST_RUNS = 3
 _ROUNDS = 5
 
 
-def measure_in_turns(
-    backends: Sequence[Backend], inputs: Tensors, *, rounds: int = _ROUNDS, block_s: float = _BLOCK_S
-) -> list[float]:
+def measure_in_turns(backends: Sequence[Backend], inputs: Tensors, *, rounds: int = _ROUNDS) -> list[float]:
     """Milliseconds a run of each engine, the lowest quartile of its blocks' medians.
 
     What disturbs a machine makes runs slower, never faster, so the fast blocks tell what the engine can do.
@@ -30,7 +28,6 @@ def measure_in_turns(
         backends: opened models with the same inputs.
         inputs: of one run.
         rounds: that each backend takes a block in.
-        block_s: seconds of a block.
     """
     for backend in backends:
         backend.run(inputs)
@@ -38,7 +35,7 @@ def measure_in_turns(
     for index in range(rounds):
         for position in range(len(backends)):
             chosen = (position + index) % len(backends)
-            times[chosen].append(_block(backends[chosen], inputs, block_s))
+            times[chosen].append(_block(backends[chosen], inputs, _BLOCK_S))
     return [float(np.quantile(blocks, 0.25)) for blocks in times]
 
 

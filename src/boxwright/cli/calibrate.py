@@ -15,7 +15,7 @@ from boxwright.core.errors import AnswerIsNoError, InputError, MissingDependency
 if TYPE_CHECKING:
     from boxwright.calibration import CalibrationResult
 
-Method = Literal["plain", "search"]
+Method = Literal["plain", "search", "nncf", "trt-cache"]
 Ranges = Literal["minmax", "percentile", "entropy", "mse"]
 
 
@@ -29,7 +29,7 @@ def calibrate(
     num_images: Annotated[int, typer.Option("--num-images", min=1, help="At most so many images.")] = 128,
     method: Annotated[
         Method | None,
-        typer.Option("--method", help="plain, or search if there is a --max-drop."),
+        typer.Option("--method", help="plain; search with --max-drop; or another tool's."),
     ] = None,
     max_drop: Annotated[
         float | None, typer.Option("--max-drop", help="Budget in points of mAP (0.5): search what keeps within it.")
@@ -101,7 +101,8 @@ def calibrate(
         num_images=num_images,
         range_kind=ranges or "percentile",
         percentile=99.99 if percentile is None else percentile,
-        engine=engine or "openvino",
+        engine=engine or ("tensorrt" if method == "trt-cache" else "openvino"),
+        tool=method if method in ("nncf", "trt-cache") else None,
         measure=measure,
     )
     for warning in result.warnings:
@@ -120,6 +121,9 @@ def _check_together(
     """Raise `InputError` for options that do not go together: what is given is used or refused, never ignored."""
     if method == "search" and max_drop is None:
         raise InputError("--method search", expected="a budget", got="none", fix="pass --max-drop 0.5, for one")
+    given = [name for name, value in for_plain.items() if value is not None and name != "--engine"]
+    if method in ("nncf", "trt-cache") and given:
+        raise InputError(given[0], expected=f"no such wish beside --method {method}", got="one", fix="leave it out")
     if max_drop is None:
         return
     if method not in (None, "search"):
@@ -150,6 +154,7 @@ def _calibrate(
     range_kind: Ranges,
     percentile: float,
     engine: str,
+    tool: str | None,
     measure: bool,
 ) -> CalibrationResult:
     try:
@@ -166,6 +171,7 @@ def _calibrate(
             num_images=num_images,
             method=RangeMethod(kind=range_kind, percentile=percentile),
             engine=engine,
+            tool=tool,
             measure=measure,
             on_progress=show,
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +12,7 @@ import onnx
 
 from boxwright.calibration.float_model import FloatModel
 from boxwright.calibration.sessions import Tensors
+from boxwright.core.errors import UnsupportedError
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,3 +50,20 @@ class MethodResult:
     description: str
     layers_in_float: tuple[str, ...] = ()
     write_extra: Callable[[Path], Path] | None = None
+
+
+def run_tool(name: str, inputs: MethodInputs) -> MethodResult:
+    """Quantize by the method of that name, e.g. "trt-cache".
+
+    Raises:
+        UnsupportedError: where there is none.
+        MissingDependencyError: where its tool is not installed.
+    """
+    known = sorted(info.name.replace("_", "-") for info in pkgutil.iter_modules(__path__))
+    if name not in known:
+        raise UnsupportedError(
+            "--method", expected="one of " + ", ".join(known), got=repr(name), fix="pass one of these"
+        )
+    module = importlib.import_module(f"{__name__}.{name.replace('-', '_')}")
+    result: MethodResult = module.run(inputs)
+    return result

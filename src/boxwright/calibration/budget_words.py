@@ -1,0 +1,74 @@
+"""What a search found, in the words that a user reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from boxwright.calibration.budget import Budget
+from boxwright.calibration.budget_images import SearchImages
+from boxwright.calibration.images import FEWEST_IMAGES
+from boxwright.calibration.search import SearchResult
+from boxwright.calibration.variant import Variant
+
+
+def advice(search: SearchResult, budget: Budget) -> str:
+    """What to run on an engine, in a line."""
+    chosen, fastest = search.chosen(), search.recommended()
+    floats = [trial for trial in search.trials if trial.variant.recipe is None]
+    against = ", ".join(f"{_label(trial.variant)} {trial.latency_ms:.2f} ms" for trial in floats)
+    if chosen is None:
+        return f"{search.engine}: no INT8 form keeps within {budget.max_drop:g} points; run the float model ({against})"
+    line = f"{search.engine}: INT8 takes {chosen.latency_ms:.2f} ms, against {against}"
+    if fastest is None or fastest.variant == chosen.variant:
+        options = "" if chosen.variant.precision == "fp32" else f" with --precision {chosen.variant.precision}"
+        return f"{line}; run the INT8 file{options}"
+    if fastest.variant.recipe is None:
+        options = "" if fastest.variant.precision == "fp32" else f" with --precision {fastest.variant.precision}"
+        return f"{line}; INT8 is not faster here: run the float model{options}"
+    return line
+
+
+def _label(variant: Variant) -> str:
+    return variant.precision.upper() if variant.recipe is None else "INT8"
+
+
+def failure(searches: Sequence[SearchResult], budget: Budget, *, is_written: bool) -> str:
+    """Why the budget cannot be met: of each engine that fails the form that comes nearest, and what it lost."""
+    parts = []
+    for search in searches:
+        if search.chosen() is not None:
+            continue
+        best = search.best(budget)
+        if best is None or best.evaluation.difference is None:
+            parts.append(
+                f"{search.engine}: the time was up before any INT8 form was measured; pass a longer --time-limit"
+            )
+            continue
+        lost = 100 * best.evaluation.difference.drop
+        expected = budget.expected_drop(best.evaluation)
+        parts.append(
+            f"{search.engine}: the best is {best.variant.name!r}, which lost {lost:.2f} points "
+            f"({expected:.2f} to be expected on other images) at {best.latency_ms:.2f} ms"
+        )
+    written = "written all the same" if is_written else "nothing written; pass --allow-worse to write it"
+    return f"the budget of {budget.max_drop:g} points cannot be met: {'; '.join(parts)}; {written}"
+
+
+def warnings_of(images: SearchImages, searches: Sequence[SearchResult], budget: Budget) -> Iterator[str]:
+    """What the user should know of a search's result."""
+    count = len(images.calibration.samples)
+    if count < FEWEST_IMAGES:
+        yield (f"{count} images are few: ranges then hang on what these happen to show; give at least {FEWEST_IMAGES}")
+    if images.chosen.blank:
+        yield f"{len(images.chosen.blank)} images show one colour alone, for one {images.chosen.blank[0].name}"
+    for search in searches:
+        if search.time_is_up:
+            yield f"{search.engine}: the time limit ended the search; run the same command again to go on"
+        chosen = search.chosen()
+        if chosen is not None and not budget.is_proven(chosen.evaluation):
+            difference = chosen.evaluation.difference
+            assert difference is not None
+            yield (
+                f"{search.engine}: {difference.num_images} images cannot prove the budget: the drop is "
+                f"{100 * difference.drop:.2f} points, but up to {100 * difference.high:.2f} would not be odd"
+            )
