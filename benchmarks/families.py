@@ -4,13 +4,14 @@
 
 Each family stands with its smallest variant, and each further line of detectors in a family's file with its own,
 trained from random weights (of the backbone too) on one thread for so many minutes of processor time (4 on shapes, 2 on
-blood cells), `--jobs` of them side by side, and measured afterwards, one at a time: AP and AP50 on images that were not trained on, images a second
-end to end at batch 1, and the size of the file. `shapes` is the generated data set at 160x160, `bccd` the blood cells
-at 256x256; a family whose input size is fixed keeps its own. `eight` are eight generated images that are measured on as
-well: overfitting, which shows that a family learns at all (DETR needs far more than minutes for the rest). What cannot
-be exported (Fast R-CNN and R-CNN, whose regions come from selective search) is measured in PyTorch, and R-CNN's SVMs
-are fitted after its minutes. With the given --out a run that was interrupted goes on where it stopped. Minutes on two
-cores say which family learns at all and what it costs to run, not which one is the better detector after days on a GPU.
+blood cells), `--jobs` of them side by side, and measured afterwards, one at a time: AP and AP50 on images that were not
+trained on, images a second end to end at batch 1, and the size of the file. `shapes` is the generated data set at
+160x160, `bccd` the blood cells at 256x256; a family whose input size is fixed keeps its own. `eight` are eight
+generated images that are measured on as well: overfitting, which shows that a family learns at all (DETR needs far more
+than minutes for the rest). What cannot be exported (Fast R-CNN and R-CNN, whose regions come from selective search) is
+measured in PyTorch, and R-CNN's SVMs are fitted after its minutes. With the given --out a run that was interrupted goes
+on where it stopped. Minutes on two cores say which family learns at all and what it costs to run, not which one is the
+better detector after days on a GPU.
 """
 
 from __future__ import annotations
