@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import re
@@ -12,12 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from boxwright.bench import run as bench_run
 from boxwright.cli._bench_plan import Matrix, SourceOptions, prepare_candidates
 from boxwright.cli.main import main
 from boxwright.core.errors import BoxwrightError, InputError, ManifestError, UnsupportedError
@@ -366,13 +369,19 @@ def test_predict_takes_engines_as_they_are(play: Any, tmp_path: Path, capfd: pyt
     assert "for a TensorRT engine" in capfd.readouterr().err
 
 
-def test_bench_measures_an_engine_as_it_was_built(play: Any, tmp_path: Path) -> None:
+def test_bench_measures_an_engine_as_it_was_built(play: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = _engine(play(), tmp_path)
     matrix = Matrix(
         backends=(), precisions=("fp32", "bf16"), sizes_hw=(), device=None, num_threads=0, calibration_split="train"
     )
     (candidate,) = prepare_candidates([path], matrix, SourceOptions(), tmp_path, on_note=lambda _: None)
     assert (candidate.precision, candidate.device) == ("fp16", "cuda")
+    asked: list[Any] = []
+    monkeypatch.setattr(bench_run, "run_benchmark", lambda candidates, *_, **__: asked.extend(candidates) or Mock())
+    monkeypatch.setattr("boxwright.data.load_dataset", Mock())
+    with contextlib.suppress(KeyboardInterrupt):  # the mock of a run was interrupted
+        bench_run.benchmark([path, tmp_path / "m.onnx"], tmp_path, precisions=("fp32",))
+    assert [(one.precision, one.device) for one in asked] == [("fp16", "cuda"), ("fp32", "cpu")]
 
 
 def test_the_real_cuda_python_without_a_gpu() -> None:

@@ -49,6 +49,8 @@ from boxwright.core.files import cache_dir
 from boxwright.core.machine import describe_machine
 from boxwright.data.dataset import Dataset
 from boxwright.data.hashing import content_sha256 as data_sha256
+from boxwright.runtimes.backend import default_device_for
+from boxwright.runtimes.engine_sidecar import built_precision
 
 Json = dict[str, Any]
 # Processes that are alive at the same time; further candidates form groups that take turns launch by launch.
@@ -444,7 +446,7 @@ def benchmark(
     split: str = "val",
     backends: Sequence[str] = (),
     precisions: Sequence[str] = ("fp32",),
-    device: str = "cpu",
+    device: str | None = None,
     settings: Settings | None = None,
     out: str | os.PathLike[str] | None = None,
 ) -> BenchReport:
@@ -455,8 +457,8 @@ def benchmark(
         data: of a data set in COCO, VOC or YOLO layout.
         split: of the data set.
         backends: engines to run each file on; empty lets each file decide.
-        precisions: of the arithmetic, for files that are not quantized.
-        device: to run on.
+        precisions: of the arithmetic, for files that are not quantized; a TensorRT engine has one of its own.
+        device: to run on; None for what each engine is for.
         settings: how to measure.
         out: folder for the report; None writes none.
 
@@ -472,12 +474,12 @@ def benchmark(
             model=os.fspath(model),
             backend=backend,
             precision=precision,
-            device=device,
+            device=device or default_device_for(model, backend),
             num_threads=settings.num_threads,
         )
         for model in models
         for backend in (backends or (None,))
-        for precision in precisions
+        for precision in _precisions_of(model, precisions)
     ]
 
     def deliver(run: BenchRun) -> None:
@@ -488,3 +490,8 @@ def benchmark(
     if run.interrupted:
         raise KeyboardInterrupt
     return run.report
+
+
+def _precisions_of(model: str | os.PathLike[str], precisions: Sequence[str]) -> Sequence[str]:
+    only = built_precision(model)
+    return precisions if only is None else (only,)
