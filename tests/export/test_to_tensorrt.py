@@ -152,6 +152,7 @@ def test_an_engine_and_its_description(version: str, tmp_path: Path) -> None:
     sidecar = read_sidecar(engine)
     assert (sidecar.tensorrt_version, sidecar.gpu_name, sidecar.compute_capability) == (version, "NVIDIA Fake", "8.7")
     assert (sidecar.precision, sidecar.manifest.precision, sidecar.needs_plugin) == ("fp32", "fp32", False)
+    assert sidecar.batch_sizes == (1, 1)
     assert sidecar.engine_sha256 == hashlib.sha256(engine.read_bytes()).hexdigest()
     assert record.cleared == {"TF32"} and record.flags == set()
     assert record.model is not None
@@ -442,6 +443,9 @@ def test_half_precision_changes_numbers_by_its_roundings_alone(tmp_path: Path) -
     halved, too_large = to_half(graph, names)
     assert too_large == ()
     onnx.checker.check_model(ir.to_proto(halved), full_check=True)
+    assert {value.dtype for name, value in halved.graph.initializers.items() if name in ("scale", "scale/half")} == {
+        ir.DataType.FLOAT16
+    }
     image = colour_image((1, 1, "red"), (3, 6, "blue"))
     images = (image.transpose(2, 0, 1)[None] / 255).astype(np.float32)
     wanted, got = run(graph, images, tmp_path / "float.onnx"), run(halved, images, tmp_path / "half.onnx")

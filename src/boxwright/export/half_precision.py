@@ -69,6 +69,7 @@ def to_half(model: ir.Model, names: Collection[str]) -> tuple[ir.Model, tuple[st
             else:
                 converter.convert(node)
     converter.restore_outputs()
+    converter.drop_unused_constants()
     copy.graph.sort()
     return copy, tuple(too_large)
 
@@ -128,6 +129,12 @@ class _Converter:
                 half.name, full.name = f"{name}/half", name
             elif not full.uses():
                 self._graph.remove(producer, safe=True)
+
+    def drop_unused_constants(self) -> None:
+        """Leave out the float32 weights that float16 ones took the place of."""
+        for name, value in list(self._graph.initializers.items()):
+            if not value.uses() and not value.is_graph_input() and not value.is_graph_output():
+                del self._graph.initializers[name]
 
     def _converted_inputs(self, node: ir.Node) -> dict[int, ir.Value]:
         end = _FIRST_PARAMETER.get(node.op_type, len(node.inputs))
