@@ -152,6 +152,7 @@ def train_one(variant: str, data_name: str, out: Path, minutes: float) -> None:
             batch=BATCH,
             workers=0,
             val_every=0,
+            resume=(folder / "last.pt").exists(),
         ),
         now=time.process_time,
     )
