@@ -10,7 +10,7 @@ from boxwright.core.errors import InputError
 # Points of mAP that go with a disagreement of 1 on images that a detector was not trained on. Measured over the
 # variants of three detectors; see docs/calibrate.md. mAP on the calibration images alone flatters, since most
 # detectors have seen these in training, and a few dozen images say little.
-POINTS_PER_DISAGREEMENT = 4.0
+POINTS_PER_DISAGREEMENT = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)

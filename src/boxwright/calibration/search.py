@@ -27,8 +27,12 @@ from boxwright.calibration.variant import Variant
 from boxwright.core.errors import UnsupportedError
 
 Progress = Callable[[str, int, int], None]
-# Images that candidates are ranked on; what may be chosen is measured on all.
-_RANKING_IMAGES = 20
+# Images that candidates are ranked on, by the milliseconds of one; what may be chosen is measured on all.
+_RANKING_IMAGES = ((100.0, 20), (300.0, 12), (float("inf"), 6))
+# Each layer's damage is measured on no more than these: there are many layers.
+_SENSITIVITY_IMAGES = 12
+# Where the layers that predict hold more of the multiplications, INT8 is tried for them too.
+_HEAVY_PREDICTIONS = 0.05
 _METHODS = (
     RangeMethod(kind="minmax"),
     RangeMethod(percentile=99.999),
@@ -157,7 +161,7 @@ class Search:
         self._quantizer = quantizer
         self._layers = quantizer.quantizable(Recipe())
         self._choice = choice
-        self._part = choice.part(_RANKING_IMAGES)
+        self._part = choice.part(_RANKING_IMAGES[0][1])
         self._budget = budget
         self._macs = macs
         self._store = store
@@ -185,12 +189,15 @@ class Search:
 
     def _search(self) -> None:
         self._try_float_forms()
+        float_ms = self.result.trials[0].latency_ms
+        self._part = self._choice.part(next(count for most_ms, count in _RANKING_IMAGES if float_ms < most_ms))
         depthwise = frozenset(layer.name for layer in self._layers if layer.kind == "depthwise")
         start = Recipe(rules=rules_for(self._engine), float_layers=depthwise)
         recipe = self._improve(
             "ranges", start, [replace(start, method=method) for method in _METHODS if method != start.method]
         )
         recipe = self._improve("cheap repairs", recipe, self._cheap_repairs(recipe))
+        self._try(Variant(engine=self._engine, recipe=recipe))  # so that there is one, should the time be up
         order = self._order_of_return(replace(recipe, float_layers=frozenset()))
         for name in self._worthwhile_repairs():
             recipe = self._improve(
@@ -238,19 +245,23 @@ class Search:
         return best
 
     def _order_of_return(self, recipe: Recipe) -> list[str]:
-        """Layers by the damage that they do for each multiplication that they save, the worst first."""
+        """Layers by the damage that they do for each multiplication that they save, the worst first.
+
+        Errors of different layers are as good as independent: their squares add up.
+        """
         found = self.result.sensitivities
+        part = self._part.part(_SENSITIVITY_IMAGES)
         measured = measure_sensitivity(
             Variant(engine=self._engine, recipe=recipe),
             self._layers,
-            evaluate=lambda variant: self._evaluate(variant, self._part),
+            evaluate=lambda variant: self._evaluate(variant, part),
             macs=lambda layer: self._macs[layer.name],
         )
         for entry in measured:
             found.append(entry)
             self._progress(f"{self._engine}: sensitivity of layers", len(found), len(self._layers))
         least = _LEAST_PRICE * sum(self._macs.values())
-        ordered = sorted(found, key=lambda entry: entry.damage / (entry.macs + least), reverse=True)
+        ordered = sorted(found, key=lambda entry: entry.damage**2 / (entry.macs + least), reverse=True)
         return [entry.layer for entry in ordered]
 
     def _return_layers(self, recipe: Recipe, order: list[str]) -> None:
@@ -274,6 +285,7 @@ class Search:
         for size in sorted({0, count // 2, count * 3 // 4, (count + len(order)) // 2} - tried.keys()):
             attempt(size)
         if trial.holds:
+            self._try_predictions(trial.variant)
             self._try_other_remainders(trial.variant)
         self._progress(f"{self._engine}: candidates", len(tried), len(tried))
 
@@ -292,6 +304,13 @@ class Search:
                 low = middle
             self._progress(f"{self._engine}: layers to return", step + 1, steps + 1)
         return high
+
+    def _try_predictions(self, variant: Variant) -> None:
+        """Where the layers that predict are much of the work, try them in INT8 too."""
+        own = {layer.name for layer in self._layers}
+        predictions = [macs for name, macs in self._macs.items() if name not in own]
+        if variant.recipe is not None and sum(predictions) > _HEAVY_PREDICTIONS * sum(self._macs.values()):
+            self._try(replace(variant, recipe=replace(variant.recipe, quantizes_predictions=True)))
 
     def _try_other_remainders(self, variant: Variant) -> None:
         """What is left in float may run in less than FP32, where that holds the budget too."""
