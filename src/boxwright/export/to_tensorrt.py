@@ -26,7 +26,7 @@ from boxwright.core.files import atomic_file
 from boxwright.core.manifest import Manifest, Precision, VerificationRecord
 from boxwright.export.float_layers import find_float_layers
 from boxwright.export.half_precision import half_candidates, to_half, with_types
-from boxwright.export.onnx_files import set_manifest, write_onnx
+from boxwright.export.onnx_files import INPUT_NAME, set_manifest, write_onnx
 from boxwright.export.tensorrt_api import BuilderApi, MayBeHalf
 from boxwright.export.tensorrt_builder import BuildTask, build
 from boxwright.export.tensorrt_calibration import ImageBatches
@@ -168,6 +168,7 @@ def convert_to_tensorrt(
         rebuild_command=request.rebuild_command,
         needs_plugin=needs_plugin,
         dla_core=request.options.dla_core,
+        batch_sizes=_batch_sizes(profiles, parsed),
         build_options=_described(request.options, profiles, in_float, typing.is_strong),
     )
     # The description first: an engine beside that of another is told by its checksum, one without any is not.
@@ -175,6 +176,17 @@ def convert_to_tensorrt(
     with atomic_file(engine) as temporary:
         temporary.write_bytes(content)
     return manifest
+
+
+def _batch_sizes(profiles: Sequence[Profile], graph: ir.Model) -> tuple[int, int]:
+    """The smallest and the largest batch; without a profile all sizes are fixed."""
+    if profiles:
+        return min(profile.smallest[0] for profile in profiles), max(profile.largest[0] for profile in profiles)
+    (images,) = (value for value in graph.graph.inputs if value.name == INPUT_NAME)
+    assert images.shape is not None
+    batch = images.shape[0]
+    assert isinstance(batch, int)
+    return batch, batch
 
 
 def move_engine(built: Path, engine: Path, manifest: Manifest) -> None:
