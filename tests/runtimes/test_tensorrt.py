@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from boxwright.bench import run as bench_run
 from boxwright.cli._bench_plan import Matrix, SourceOptions, prepare_candidates
+from boxwright.cli._installation import find_engines
 from boxwright.cli.main import main
 from boxwright.core.errors import BoxwrightError, InputError, ManifestError, UnsupportedError
 from boxwright.runtimes import tensorrt_library
@@ -382,6 +383,15 @@ def test_bench_measures_an_engine_as_it_was_built(play: Any, tmp_path: Path, mon
     with contextlib.suppress(KeyboardInterrupt):  # the mock of a run was interrupted
         bench_run.benchmark([path, tmp_path / "m.onnx"], tmp_path, precisions=("fp32",))
     assert [(one.precision, one.device) for one in asked] == [("fp16", "cuda"), ("fp32", "cpu")]
+
+
+def test_doctor_names_the_gpus_or_what_is_wrong(play: Any) -> None:
+    machine = play()
+    (engine,) = (engine for engine in find_engines() if engine.name == "tensorrt")
+    assert (engine.status, engine.version, engine.devices) == ("ready", machine.version, ("cuda:0 NVIDIA L4",))
+    machine.cuda.failing["cudaGetDeviceCount"] = 35
+    (engine,) = (engine for engine in find_engines() if engine.name == "tensorrt")
+    assert engine.status == "broken" and "expected an NVIDIA driver" in str(engine.problem)
 
 
 def test_the_real_cuda_python_without_a_gpu() -> None:

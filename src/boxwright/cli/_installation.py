@@ -124,6 +124,11 @@ def _devices(name: str, module: Any) -> tuple[str, ...]:
         return tuple(provider.removesuffix("ExecutionProvider") for provider in module.get_available_providers())
     if name == "openvino":
         return tuple(module.Core().available_devices)
+    if name == "tensorrt":
+        from boxwright.runtimes.cuda_runtime import load_cuda
+
+        cuda = load_cuda("TensorRT")  # what is wrong without a GPU or its driver, this says
+        return tuple(f"cuda:{index} {cuda.device(index).name}" for index in range(cuda.num_devices()))
     return ()
 
 
