@@ -10,6 +10,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,7 +25,9 @@ from boxwright.bench import run as bench_run
 from boxwright.cli._bench_plan import Matrix, SourceOptions, prepare_candidates
 from boxwright.cli._installation import find_engines
 from boxwright.cli.main import main
+from boxwright.core.decode_spec import NmsSpec
 from boxwright.core.errors import BoxwrightError, InputError, ManifestError, UnsupportedError
+from boxwright.export.onnx_files import read_onnx, set_manifest, write_onnx
 from boxwright.runtimes import tensorrt_library
 from boxwright.runtimes.backend import backend_module, open_backend
 from boxwright.runtimes.buffers import BufferPool
@@ -42,6 +45,7 @@ from fake_tensorrt import (
     make_tensorrt,
     write_engine,
 )
+from models_for_tests import save_colour_cells
 from recorded_tensorrt import GENERATIONS
 
 NEWEST = GENERATIONS[-1]
@@ -340,23 +344,31 @@ def test_detector_on_an_engine(play: Any, tmp_path: Path) -> None:
 
 
 def test_an_engine_of_trtexec_has_the_manifest_of_its_onnx_file(play: Any, tmp_path: Path) -> None:
-    import onnx_ir as ir
-
-    from boxwright.export.onnx_files import set_manifest, write_onnx
-    from models_for_tests import save_colour_cells
-
     play()
     path = tmp_path / "m.plan"
-    path.write_bytes(engine_bytes(engine_description()))
+    images_alone = {"images": [[1, 3, *SIZE_HW], "FLOAT"]}
+    path.write_bytes(engine_bytes(engine_description(inputs=images_alone, function="bright_spots_fixed")))
     with pytest.raises(ManifestError, match=re.escape("m.plan.manifest.json beside it")):
         Detector(path)
     with Detector(path, manifest=make_manifest()) as detector:
         assert detector.precision == "as built"
-    model = ir.load(save_colour_cells(tmp_path / "other.onnx"))
-    set_manifest(model, make_manifest())
+    with pytest.raises(UnsupportedError, match="built-in score_threshold"):
+        Detector(path, manifest=make_manifest(), conf=0.3)
+    model = read_onnx(save_colour_cells(tmp_path / "other.onnx", stage="detections"))
+    manifest = make_manifest()
+    set_manifest(model, replace(manifest, decode=replace(manifest.decode, nms=NmsSpec())))
     write_onnx(model, tmp_path / "m.onnx")
     with Detector(path) as detector:
         assert detector.class_names == ("dark", "bright")
+    # The file has 0.001 and 0.7 built in: of scores a higher threshold can be had, of overlaps no other.
+    image = np.full((48, 80, 3), 100, dtype=np.uint8)
+    for conf, count in ((0.001, 1), (0.3, 1), (0.4, 0)):
+        with Detector(path, conf=conf, iou=0.7) as detector:
+            assert len(detector(image)) == count
+    with pytest.raises(UnsupportedError, match="built-in score_threshold"):
+        Detector(path, conf=0.0005)
+    with pytest.raises(UnsupportedError, match="built-in iou_threshold"):
+        Detector(path, iou=0.6)
 
 
 def test_predict_takes_engines_as_they_are(play: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

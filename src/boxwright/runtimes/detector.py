@@ -324,6 +324,20 @@ def _manifest_of(backend: Backend, source: str) -> Manifest:
     return Manifest.from_json(backend.manifest_json, source)
 
 
+def _can_have(backend: Backend, name: str, value: float) -> bool:
+    """Whether a threshold can be set, or is built in so that this one is had all the same.
+
+    What scores less than asked for can be left out afterwards: it never suppressed anything that scores more.
+    """
+    if name in backend.inputs:
+        return True
+    built_in = getattr(backend, "fixed_thresholds", {}).get(name)
+    if built_in is None:
+        return False
+    is_score = name == "score_threshold"
+    return bool(np.float32(value) >= np.float32(built_in)) if is_score else np.float32(value) == np.float32(built_in)
+
+
 def _check_thresholds(backend: Backend, manifest: Manifest, conf: float | None, iou: float | None, source: str) -> None:
     """Refuse thresholds that are none, and those that a graph with built-in ones would ignore."""
     needs_iou = manifest.decode.nms is not None
@@ -333,7 +347,7 @@ def _check_thresholds(backend: Backend, manifest: Manifest, conf: float | None, 
             continue
         if not 0 <= value <= 1:
             raise InputError(argument, expected="a number in [0, 1]", got=str(value), fix="correct it")
-        if manifest.stage == "detections" and is_needed and name not in backend.inputs:
+        if manifest.stage == "detections" and is_needed and not _can_have(backend, name, value):
             raise UnsupportedError(
                 source,
                 expected=f"a model whose {name} can be set",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from boxwright.core.errors import ModelFileError
 _MODEL_GRAPH, _MODEL_METADATA, _MODEL_FUNCTIONS, _MODEL_TRAINING = 7, 14, 25, 20
 _GRAPH_NODE, _GRAPH_INITIALIZER, _GRAPH_INPUT, _GRAPH_OUTPUT, _GRAPH_SPARSE_INITIALIZER = 1, 5, 11, 12, 15
 _TENSOR_NAME, _TENSOR_EXTERNAL_DATA = 8, 13
+_TENSOR_FLOAT_DATA, _TENSOR_RAW_DATA = 4, 9
 _ENTRY_KEY, _ENTRY_VALUE = 1, 2
 _VALUE_INFO_NAME = 1
 # Where tensors can lie below a message, and the kind of message that follows:
@@ -146,6 +148,24 @@ def inspect_onnx(path: str | os.PathLike[str]) -> OnnxFile:
             defaulted_input_names=tuple(name for name in names[_GRAPH_INPUT] if name in initialized),
             external_paths=_external_paths(Path(path), data),
         )
+
+
+def onnx_float(path: str | os.PathLike[str], name: str) -> float | None:
+    """The value of an initializer that is a single float32; None where there is none of that name.
+
+    Raises:
+        ModelFileError: where the file cannot be read or is no ONNX file.
+    """
+    with _opened(path) as data:
+        for graph in _messages(data, (0, len(data)), _MODEL_GRAPH):
+            for tensor in _messages(data, graph, _GRAPH_INITIALIZER):
+                if _text(data, tensor, _TENSOR_NAME) != name:
+                    continue
+                for number in (_TENSOR_RAW_DATA, _TENSOR_FLOAT_DATA):
+                    for start, end in _messages(data, tensor, number):
+                        if end - start == 4:
+                            return float(struct.unpack("<f", bytes(data[start:end]))[0])
+    return None
 
 
 def onnx_without_initializers(path: str | os.PathLike[str], names: tuple[str, ...]) -> bytes:

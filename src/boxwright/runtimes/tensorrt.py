@@ -52,6 +52,7 @@ class TensorRtBackend:
         self.manifest_json = opened.manifest_json
         self.inputs = dict(opened.inputs)
         self.outputs = dict(opened.outputs)
+        self.fixed_thresholds = dict(opened.fixed_thresholds)
         self._opened: OpenedEngine | None = opened
         self._cuda = opened.cuda
         self._returned = threading.Condition()

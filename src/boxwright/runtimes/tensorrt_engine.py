@@ -20,7 +20,8 @@ from boxwright.runtimes.engine_sidecar import (
     read_sidecar,
     sidecar_path,
 )
-from boxwright.runtimes.model_file import inspect_onnx
+from boxwright.runtimes.model_file import inspect_onnx, onnx_float
+from boxwright.runtimes.model_fit import THRESHOLD_INPUTS
 from boxwright.runtimes.plugin_build import BUILD_COMMAND
 from boxwright.runtimes.tensorrt_library import (
     PLUGIN_NODE,
@@ -50,6 +51,7 @@ class OpenedEngine:
         manifest_json: of the sidecar, or of the ONNX file of the same name; None where there is neither.
         inputs: by name.
         outputs: by name.
+        fixed_thresholds: of an engine that trtexec made from an ONNX file, whose parser made constants of them.
         host_inputs: that TensorRT reads on the CPU's side, since sizes depend on their values.
         profiles: of each, the smallest and the largest shape of every input.
     """
@@ -63,6 +65,7 @@ class OpenedEngine:
     manifest_json: str | None
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
+    fixed_thresholds: Mapping[str, float]
     host_inputs: frozenset[str]
     profiles: tuple[Mapping[str, tuple[Shape, Shape]], ...]
 
@@ -138,6 +141,7 @@ def open_engine(file: Path, device: str) -> OpenedEngine:
         manifest_json=_manifest_json(file, sidecar),
         inputs={entry: _spec(trt, engine, entry, name, profiles) for entry in inputs},
         outputs={entry: _spec(trt, engine, entry, name, ()) for entry in names if entry not in inputs},
+        fixed_thresholds=_fixed_thresholds(file, inputs) if sidecar is None else {},
         host_inputs=host,
         profiles=profiles,
     )
@@ -232,6 +236,15 @@ def _manifest_json(file: Path, sidecar: EngineSidecar | None) -> str | None:
         return sidecar.manifest.to_json()
     onnx_file = file.with_suffix(".onnx")
     return inspect_onnx(onnx_file).metadata.get(METADATA_KEY) if onnx_file.is_file() else None
+
+
+def _fixed_thresholds(file: Path, inputs: list[str]) -> dict[str, float]:
+    """The defaults of the thresholds in the ONNX file that an engine was built from."""
+    onnx_file = file.with_suffix(".onnx")
+    if not onnx_file.is_file():
+        return {}
+    defaults = {name: onnx_float(onnx_file, name) for name in THRESHOLD_INPUTS if name not in inputs}
+    return {name: value for name, value in defaults.items() if value is not None}
 
 
 def _spec(
