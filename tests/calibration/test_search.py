@@ -1,0 +1,204 @@
+"""The search on models whose every answer is known: a damage and a time for each layer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+
+from boxwright.calibration.agreement import Agreement
+from boxwright.calibration.budget import POINTS_PER_DISAGREEMENT, Budget
+from boxwright.calibration.budget_files import name_files, plan_files
+from boxwright.calibration.evaluation import Evaluation
+from boxwright.calibration.evaluation_store import EvaluationStore
+from boxwright.calibration.float_model import Layer
+from boxwright.calibration.paired_map import PairedDifference
+from boxwright.calibration.recipe import Recipe
+from boxwright.calibration.search import Search, SearchResult
+from boxwright.calibration.variant import Variant
+from boxwright.core.errors import UnsupportedError
+
+# Layer -> its damage and its multiplications. One layer is depthwise: little work, much harm.
+DAMAGES = {"a": 0.02, "b": 0.10, "c": 0.01, "dw": 0.15, "d": 0.04, "e": 0.01}
+MACS = {"a": 100, "b": 40, "c": 300, "dw": 10, "d": 200, "e": 350}
+FLOAT_MS = 10.0
+
+
+def layer(name: str) -> Layer:
+    return Layer(
+        name=name,
+        kind="depthwise" if name == "dw" else "dense",
+        input_name=f"{name}_in",
+        output_name=f"{name}_out",
+        weight=np.zeros((4, 4, 1, 1), np.float32),
+    )
+
+
+class FakeQuantizer:
+    """Every layer may be quantized."""
+
+    def quantizable(self, recipe: Recipe) -> tuple[Layer, ...]:
+        return tuple(layer(name) for name in DAMAGES)
+
+
+@dataclass
+class FakeModel:
+    """Without layers that a repair would apply to."""
+
+    layers: tuple[Layer, ...] = ()
+
+
+@dataclass
+class FakeChoice:
+    """A number of images."""
+
+    count: int = 40
+
+    @property
+    def samples(self) -> list[int]:
+        return list(range(self.count))
+
+    def part(self, num_images: int) -> FakeChoice:
+        return FakeChoice(min(self.count, num_images))
+
+
+@dataclass
+class FakeEvaluator:
+    """Squares of damages add up; a quantized layer takes a third of its time."""
+
+    method: str = "entropy"
+    int8_speed: float = 3.0
+    bf16_speed: float = 1.5
+    seconds: float = 0.0
+    model: FakeModel = field(default_factory=FakeModel)
+    asked: list[Variant] = field(default_factory=list)
+
+    def evaluate(
+        self, variant: Variant, choice: FakeChoice, *, with_map: bool = False, with_latency: bool = False
+    ) -> Evaluation:
+        if variant.precision == "fp16":
+            raise UnsupportedError("fp16", expected="another precision", got="fp16", fix="pass another")
+        self.asked.append(variant)
+        time.sleep(self.seconds)
+        recipe = variant.recipe
+        quantized = [] if recipe is None else [name for name in DAMAGES if name not in recipe.float_layers]
+        # Ranges of another kind than the best double all damage.
+        worse = 1.0 if recipe is None or recipe.method.kind == self.method else 2.0
+        bf16 = 0.12 if variant.precision == "bf16" else 0.0
+        damage = math.sqrt(sum((worse * DAMAGES[name]) ** 2 for name in quantized) + bf16**2)
+        speeds = {name: self.int8_speed if name in quantized else 1.0 for name in DAMAGES}
+        if bf16:
+            speeds = {name: max(speed, self.bf16_speed) for name, speed in speeds.items()}
+        latency = FLOAT_MS * sum(MACS[name] / speeds[name] for name in MACS) / sum(MACS.values())
+        drop = 0.03 * damage
+        difference = PairedDifference(
+            map_before=0.4,
+            map_after=0.4 - drop,
+            drop=drop,
+            standard_error=0.001,
+            low=drop - 0.002,
+            high=drop + 0.002,
+            num_images=choice.count,
+        )
+        return Evaluation(
+            agreement=Agreement(value=1 - damage, box_change=0.0, score_change=0.0),
+            difference=difference if with_map else None,
+            latency_ms=latency if with_latency else None,
+        )
+
+
+def searched(
+    evaluator: FakeEvaluator, max_drop: float, *, engine: str = "openvino", deadline: float = math.inf
+) -> SearchResult:
+    parts: Mapping[str, Any] = {"evaluator": evaluator, "quantizer": FakeQuantizer(), "choice": FakeChoice()}
+    search = Search(
+        engine,
+        **parts,
+        budget=Budget(max_drop=max_drop),
+        macs=MACS,
+        store=EvaluationStore(None, {}),
+        on_progress=lambda phase, done, total: None,
+    )
+    return search.run(deadline=deadline)
+
+
+def float_layers(result: SearchResult) -> set[str]:
+    chosen = result.chosen()
+    assert chosen is not None and chosen.variant.recipe is not None
+    return set(chosen.variant.recipe.float_layers)
+
+
+@pytest.mark.parametrize(
+    ("allowed_damage", "returned"),
+    [(0.2, set()), (0.12, {"dw"}), (0.06, {"dw", "b"}), (0.03, {"dw", "b", "d"}), (0.016, {"dw", "b", "d", "a"})],
+)
+def test_the_fewest_layers_return_the_most_harmful_first(allowed_damage: float, returned: set[str]) -> None:
+    result = searched(FakeEvaluator(), POINTS_PER_DISAGREEMENT * allowed_damage)
+    assert float_layers(result) == returned
+    chosen = result.chosen()
+    assert chosen is not None and chosen.variant.recipe is not None
+    assert chosen.variant.recipe.method.kind == "entropy"  # the sweep found it
+    assert result.recommended() is chosen
+    assert [entry.layer for entry in result.sensitivities] == list(DAMAGES)
+
+
+def test_each_step_says_what_it_won() -> None:
+    steps = searched(FakeEvaluator(), 1.0).steps
+    kept = [step for step in steps if step.what == "ranges" and step.kept]
+    assert [step.tried.split(", ")[1] for step in kept] == ["entropy"]
+    assert all(step.kept == (step.agreement_after > step.agreement_before) for step in steps)
+
+
+def test_int8_that_is_slower_is_chosen_but_not_recommended() -> None:
+    result = searched(FakeEvaluator(int8_speed=0.5), 1.0)
+    chosen, recommended = result.chosen(), result.recommended()
+    assert chosen is not None and chosen.variant.recipe is not None
+    assert recommended is not None and recommended.variant == Variant(engine="openvino", precision="bf16")
+    # More in float is faster then, and that was tried too.
+    assert chosen.latency_ms == min(trial.latency_ms for trial in result.quantized if trial.holds)
+
+
+def test_what_is_left_in_float_may_run_in_bf16() -> None:
+    result = searched(FakeEvaluator(), POINTS_PER_DISAGREEMENT * 0.18)
+    chosen = result.chosen()
+    assert chosen is not None and chosen.variant.precision == "bf16"
+
+
+def test_no_form_is_good_enough() -> None:
+    result = searched(FakeEvaluator(), POINTS_PER_DISAGREEMENT * 0.005)
+    assert result.chosen() is None
+    best = result.best(Budget(max_drop=POINTS_PER_DISAGREEMENT * 0.005))
+    assert best is not None and best.variant.recipe is not None
+    assert len(best.variant.recipe.float_layers) == len(DAMAGES) - 1
+
+
+def test_time_that_is_up_leaves_what_was_found() -> None:
+    result = searched(FakeEvaluator(seconds=0.01), 1.0, deadline=time.monotonic() + 0.2)
+    assert result.time_is_up
+    assert result.trials and result.trials[0].variant == Variant(engine="openvino")
+
+
+def test_one_file_where_one_form_serves_all() -> None:
+    budget = Budget(max_drop=1.0)
+    first, second = searched(FakeEvaluator(), 1.0), searched(FakeEvaluator(), 1.0, engine="onnxruntime")
+    assert [served for _, served in plan_files([first, second], budget)] == [("openvino",), ("onnxruntime",)]
+    own = second.chosen()
+    form = first.chosen()
+    assert own is not None and form is not None
+    shared = Variant(engine="onnxruntime", recipe=form.variant.recipe)
+    second.trials.append(type(own)(variant=shared, evaluation=own.evaluation, holds=True))
+    assert plan_files([first, second], budget) == [(form, ("openvino", "onnxruntime"))]
+
+
+def test_names_of_files(tmp_path: Any) -> None:
+    result = searched(FakeEvaluator(), 1.0)
+    trial = result.trials[-1]
+    out = tmp_path / "m_int8.onnx"
+    assert [path.name for path, _, _ in name_files(out, [(trial, ("openvino", "onnxruntime"))])] == ["m_int8.onnx"]
+    both = name_files(out, [(trial, ("openvino",)), (trial, ("onnxruntime",))])
+    assert [path.name for path, _, _ in both] == ["m_int8.openvino.onnx", "m_int8.onnxruntime.onnx"]
