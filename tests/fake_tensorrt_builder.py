@@ -73,13 +73,18 @@ def classes(record: Record, layer_types: Mapping[str, int]) -> dict[str, type]:
     class Layer:
         _precision: Any = None
 
-        def __init__(self, name: str, kind: int, outputs: list[Any]) -> None:
-            self._name, self._kind, self._outputs, self._output_types = name, kind, outputs, {}
+        def __init__(self, name: str, kind: int, inputs: list[Any], outputs: list[Any]) -> None:
+            self._name, self._kind, self._inputs, self._outputs = name, kind, inputs, outputs
+            self._output_types: dict[int, Any] = {}
 
         name = property(lambda self: self._name)
         type = property(lambda self: self._kind)
+        num_inputs = property(lambda self: len(self._inputs))
         num_outputs = property(lambda self: len(self._outputs))
         precision = property(lambda self: self._precision, lambda self, value: setattr(self, "_precision", value))
+
+        def get_input(self, index: int) -> Any:
+            return self._inputs[index]
 
         def get_output(self, index: int) -> Any:
             return self._outputs[index]
@@ -140,7 +145,8 @@ def classes(record: Record, layer_types: Mapping[str, int]) -> dict[str, type]:
                     return False
                 kind = layer_types[{"DecodeNMS": "PLUGIN_V2", "Shape": "SHAPE"}.get(node.op_type, "ELEMENTWISE")]
                 outputs = [held["ITensor"](name, (), types.get(name, 0)) for name in node.output]
-                record.layers.append(held["ILayer"](node.name, kind, outputs))
+                inputs = [held["ITensor"](name, (), types.get(name, 0)) if name else None for name in node.input]
+                record.layers.append(held["ILayer"](node.name, kind, inputs, outputs))
             return True
 
     class OptimizationProfile:
@@ -274,4 +280,5 @@ def _types(model: onnx.ModelProto) -> dict[str, int]:
     inferred = onnx.shape_inference.infer_shapes(model).graph
     known = {onnx.TensorProto.FLOAT: 0, onnx.TensorProto.FLOAT16: 1, onnx.TensorProto.BOOL: 4}
     values = [*inferred.value_info, *inferred.output, *inferred.input]
-    return {value.name: known.get(value.type.tensor_type.elem_type, 3) for value in values}
+    types = {tensor.name: known.get(tensor.data_type, 3) for tensor in inferred.initializer}
+    return types | {value.name: known.get(value.type.tensor_type.elem_type, 3) for value in values}

@@ -96,6 +96,9 @@ def export(
     calibration_cache: Annotated[
         Path | None, typer.Option("--calibration-cache", help="TensorRT up to 10: file of ranges for INT8.")
     ] = None,
+    without_cudnn: Annotated[
+        bool, typer.Option("--without-cudnn", help="TensorRT 8: take no kernels of cuDNN and cuBLAS.")
+    ] = False,
     gpu: Annotated[int, typer.Option("--gpu", min=0, help="TensorRT: GPU to build on and for.")] = 0,
     opset: OpsetOption = None,
     data: DataIfAnyOption = None,
@@ -132,6 +135,7 @@ def export(
             float_layers=parse_float_layers(float_layers),
             profiles=tuple(map(Profile.parse, profile or ())),
             calibration_cache=calibration_cache,
+            without_cudnn=without_cudnn,
             gpu=gpu,
         ),
         opset=opset,

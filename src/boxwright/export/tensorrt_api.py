@@ -56,6 +56,7 @@ _LIMITS = {
     (10, 0): ParserLimits(newest_opset=20),
 }
 OLDEST_VERSION = min(_LIMITS)
+_LAYERS_WITH_TYPES = ("CONSTANT", "SHAPE", "CAST", "QUANTIZE", "DEQUANTIZE", "PLUGIN", "PLUGIN_V2", "PLUGIN_V3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,10 +98,11 @@ class WeakTyping:
             before = next((known for known in reversed(allowed[:index]) if known is not None), False)
             after = next((known for known in allowed[index + 1 :] if known is not None), False)
             held = not (before and after) if allowed[index] is None else not allowed[index]
-            if held and _computes_in_float(trt, layer):
+            if held and _touches_float(trt, layer):
                 layer.precision = trt.DataType.FLOAT
                 for output in range(layer.num_outputs):
-                    layer.set_output_type(output, trt.DataType.FLOAT)
+                    if layer.get_output(output).dtype == trt.DataType.FLOAT:
+                        layer.set_output_type(output, trt.DataType.FLOAT)
                 num_held += 1
         return num_held
 
@@ -299,9 +301,15 @@ def _may_be_half(layer_name: str, may_be_half: MayBeHalf) -> bool | None:
     return may_be_half(stem) if found is None and number.isdigit() else found
 
 
-def _computes_in_float(trt: Any, layer: Any) -> bool:
-    """Whether a layer has a precision to hold; constants, shapes and plugins have their own."""
-    if layer.type in (trt.LayerType.CONSTANT, trt.LayerType.SHAPE, trt.LayerType.PLUGIN_V2):
+def _touches_float(trt: Any, layer: Any) -> bool:
+    """Whether a layer has a precision to hold: it reads or makes floats.
+
+    To compare in half precision, or to sort by it, would be as wrong as to compute. Constants, shapes, casts, Q/DQ and
+    plugins have types of their own.
+    """
+    own = [getattr(trt.LayerType, name, None) for name in _LAYERS_WITH_TYPES]
+    if layer.type in own:
         return False
-    outputs = [layer.get_output(index) for index in range(layer.num_outputs)]
-    return bool(outputs) and all(output.dtype == trt.DataType.FLOAT for output in outputs)
+    values = [layer.get_input(index) for index in range(layer.num_inputs)]
+    values += [layer.get_output(index) for index in range(layer.num_outputs)]
+    return any(value is not None and value.dtype == trt.DataType.FLOAT for value in values)

@@ -15,6 +15,7 @@ from boxwright.runtimes.tensorrt_library import tensorrt_log
 
 INPUT_NAME = "images"
 _MEBIBYTE = 1 << 20
+_OWN_TACTICS = ("EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")  # of TensorRT itself, in every generation
 _MEMORY_WORDS = (
     "outofmemory",
     "out of memory",
@@ -123,9 +124,8 @@ def _set_limits(api: BuilderApi, builder: Any, config: Any, task: BuildTask) -> 
     if options.workspace_mb is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb * _MEBIBYTE)
     config.clear_flag(trt.BuilderFlag.TF32)  # float32 is float32: TF32 has the mantissa of half precision
-    if options.tactic_sources:
-        known = [name for name in options.tactic_sources if hasattr(trt.TacticSource, name)]
-        config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, name)) for name in known))
+    if options.without_cudnn:
+        config.set_tactic_sources(sum(1 << int(getattr(trt.TacticSource, name)) for name in _OWN_TACTICS))
     if options.dla_core is not None:
         if options.dla_core >= builder.num_DLA_cores:
             raise UnsupportedError(

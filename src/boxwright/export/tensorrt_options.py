@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from boxwright.core.errors import InputError
 
@@ -16,7 +15,6 @@ ENGINE_PRECISIONS = ("fp32", "fp16", "int8")
 _MOST_IMAGES_A_BATCH = 16
 # Of images that a graph takes as pixels, of any size: the smallest, the usual and the largest.
 _PIXEL_SIZES_HW = ((2, 2), (720, 1280), (1080, 1920))
-TacticSource = Literal["CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +74,7 @@ class EngineOptions:
         profiles: shapes of the input; where there are none, they follow from the batch.
         calibration_cache: file of ranges for INT8 up to TensorRT 10, read where it is there, else written.
         gpu: number of the GPU to build on and for.
-        tactic_sources: libraries that kernels may come from; TensorRT's own choice where empty.
+        without_cudnn: take no kernels of cuDNN and cuBLAS, which TensorRT 8 uses where they are installed.
     """
 
     workspace_mb: int | None = None
@@ -86,7 +84,7 @@ class EngineOptions:
     profiles: tuple[Profile, ...] = ()
     calibration_cache: Path | None = None
     gpu: int = 0
-    tactic_sources: tuple[TacticSource, ...] = ()
+    without_cudnn: bool = False
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -110,6 +108,8 @@ class EngineOptions:
             given += ["--float-layers", ",".join(self.float_layers) or "none"]
         for profile in self.profiles:
             given += ["--profile", str(profile)]
+        if self.without_cudnn:
+            given.append("--without-cudnn")
         if self.gpu:
             given += ["--gpu", str(self.gpu)]
         if self.calibration_cache is not None:
