@@ -133,14 +133,15 @@ def quantizable_layers(model: FloatModel, *, predictions: bool) -> tuple[Layer, 
     return tuple(layer for layer in model.layers if predictions or not layer.is_prediction)
 
 
-def observed_tensors(model: FloatModel, *, fused: bool = True, predictions: bool = False) -> dict[str, int]:
+def observed_tensors(model: FloatModel, *, fused: bool = True, predictions: bool = False) -> dict[str, int | None]:
     """The tensors whose distribution a `Quantizer` needs, and the axis of their channels.
 
     Args:
         model: the float model.
-        fused: whether recipes of the style `fused` will be asked for, which quantize what lies between layers too.
+        fused: whether recipes of the style `fused` will be asked for, which quantize what lies between layers too;
+            there no channel needs a histogram of its own, which would take the most memory of all.
         predictions: whether recipes that quantize predictions will be.
     """
-    layers = quantizable_layers(model, predictions=predictions)
-    inputs = {layer.input_name: layer.channel_axis for layer in layers}
-    return {**fused_tensors(model), **inputs} if fused else inputs
+    found: dict[str, int | None] = dict.fromkeys(fused_tensors(model)) if fused else {}
+    found |= {layer.input_name: layer.channel_axis for layer in quantizable_layers(model, predictions=predictions)}
+    return found

@@ -59,7 +59,9 @@ def open_session(
     return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
 
-def channels_first(array: FloatArray, channel_axis: int) -> FloatArray:
-    """(C, n) of an activation tensor: its channels, and all else behind them."""
+def channels_first(array: FloatArray, channel_axis: int | None) -> FloatArray:
+    """(C, n) of an activation tensor: its channels, and all else behind them; one channel where no axis is given."""
+    if channel_axis is None:
+        return np.ascontiguousarray(array).reshape(1, -1)
     moved = np.moveaxis(array, channel_axis, 0)
     return np.ascontiguousarray(moved.reshape(moved.shape[0], -1))

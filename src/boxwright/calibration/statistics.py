@@ -51,7 +51,7 @@ def collect_statistics(
     model: FloatModel,
     batches: Iterable[tuple[Tensors, int, int]],
     *,
-    tensors: Mapping[str, int],
+    tensors: Mapping[str, int | None],
     num_folds: int = 1,
     on_progress: Callable[[int], None] | None = None,
 ) -> Statistics:
@@ -60,7 +60,7 @@ def collect_statistics(
     Args:
         model: the float model.
         batches: inputs of the network, the number of images in them that count, and their fold.
-        tensors: to observe: the axis of the channels by name.
+        tensors: to observe: the axis of the channels by name, None where these are not to be told apart.
         num_folds: that the images are divided into.
         on_progress: called with the number of images done.
 
@@ -101,7 +101,7 @@ def check_finite(name: str, values: np.ndarray) -> None:
         )
 
 
-def _observe(statistics: Statistics, name: str, array: np.ndarray, axis: int, fold: int, offset: int) -> None:
+def _observe(statistics: Statistics, name: str, array: np.ndarray, axis: int | None, fold: int, offset: int) -> None:
     values = channels_first(array, axis)
     check_finite(name, values)
     if name not in statistics.histograms:
@@ -111,7 +111,7 @@ def _observe(statistics: Statistics, name: str, array: np.ndarray, axis: int, fo
 
 
 def open_pieces(
-    model: FloatModel, inputs: Tensors, tensors: Mapping[str, int], statistics: Statistics
+    model: FloatModel, inputs: Tensors, tensors: Mapping[str, int | None], statistics: Statistics
 ) -> list[tuple[object, list[str]]]:
     """Sessions that give the tensors, each as many as the memory for activations allows; notes all shapes."""
     wanted = [*tensors, *(layer.output_name for layer in model.layers)]
