@@ -169,7 +169,7 @@ def convert_to_tensorrt(
         needs_plugin=needs_plugin,
         dla_core=request.options.dla_core,
         batch_sizes=_batch_sizes(profiles, parsed),
-        build_options=_described(request.options, profiles, in_float, typing.is_strong),
+        build_options=_described(request.options, profiles, _float_text(half, in_float), typing.is_strong),
     )
     # The description first: an engine beside that of another is told by its checksum, one without any is not.
     write_sidecar(engine, sidecar)
@@ -330,14 +330,19 @@ def _phase_reporter(report: Report) -> Callable[[str, int, int], None]:
     return on_phase
 
 
-def _described(
-    options: EngineOptions, profiles: Sequence[Profile], in_float: Sequence[str], is_strong: bool
-) -> dict[str, str]:
+def _float_text(half: frozenset[str], in_float: Sequence[str]) -> str:
+    """What of the network stayed in float32."""
+    if not half:
+        return "all that are not INT8"
+    return ", ".join(in_float) or "none of the network"
+
+
+def _described(options: EngineOptions, profiles: Sequence[Profile], in_float: str, is_strong: bool) -> dict[str, str]:
     described = {
         "workspace": "TensorRT's own limit" if options.workspace_mb is None else f"{options.workspace_mb} MiB",
         "typing": "strong" if is_strong else "weak",
         "profiles": "; ".join(map(str, profiles)) or "fixed shapes",
-        "layers in float32": ", ".join(in_float) or "none by request",
+        "layers in float32": in_float,
     }
     if options.timing_cache is not None:
         described["timing cache"] = options.timing_cache.name
