@@ -15,7 +15,9 @@ from boxwright.calibration.float_model import FloatModel, Layer
 from boxwright.core.manifest import Precision
 
 _OPENVINO_INTEGERS = frozenset({"u8", "i8"})
-_ONNXRUNTIME_INTEGER_OPS = frozenset({"QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "ConvInteger"})
+_ONNXRUNTIME_INTEGER_OPS = frozenset(
+    {"QLinearConv", "QLinearMatMul", "QGemm", "MatMulInteger", "MatMulIntegerToFloat", "ConvInteger"}
+)
 # Engines that fold constants into a layer rename it so.
 _RENAMED_SUFFIXES = ("/WithoutBiases", "_nhwc", "_quant", "/MatMulAddFusion")
 # What OpenVINO fuses into a layer of the quantization of the next one's input.

@@ -92,16 +92,12 @@ def _without_flat_part(quantization: InputQuantization) -> InputQuantization:
 
 def _quantize_parameters(writer: QdqWriter, node: ir.Node, quantized: QuantizedLayer) -> None:
     """Weights, and the bias as integers, which takes up the correction."""
-    if node.op_type == "MatMul":
-        writer.quantize_weight(node, quantized)
-        return
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
-    tensor = None if bias is None else ir.convenience.get_const_tensor(bias)
     change = quantized.weight.bias_change
-    if (bias is None and not change.any()) or (bias is not None and tensor is None):  # none, or computed by the graph
+    reader, index, bias = _bias_of(node, len(change))
+    if reader is None or (bias is None and not change.any()):
         writer.quantize_weight(node, quantized)
         return
-    old: FloatArray = np.zeros_like(change) if tensor is None else tensor.numpy().astype(np.float32).reshape(-1)
+    old = np.zeros_like(change) if bias is None else bias
     new = np.broadcast_to(old, change.shape) + change
     quantized = _with_room_for(quantized, new)
     writer.quantize_weight(node, quantized)
@@ -113,9 +109,34 @@ def _quantize_parameters(writer: QdqWriter, node: ir.Node, quantized: QuantizedL
         writer.initializer(f"{name}_scale", scales),
         writer.initializer(f"{name}_zero_point", np.zeros(len(scales), dtype=np.int32)),
     ]
-    if len(node.inputs) < 3:
-        node.resize_inputs(3)
-    node.replace_input_with(2, writer.insert(node, "DequantizeLinear", inputs, name, axis=0))
+    if len(reader.inputs) <= index:
+        reader.resize_inputs(index + 1)
+    reader.replace_input_with(index, writer.insert(reader, "DequantizeLinear", inputs, name, axis=0))
+
+
+def _bias_of(node: ir.Node, num_outputs: int) -> tuple[ir.Node | None, int, FloatArray | None]:
+    """Which node adds a layer's bias and as which input, and the bias (O,) where there is one.
+
+    No node where there is none to change: the graph computes the bias, or nothing adds one to a MatMul. The engine
+    makes one node of a MatMul and the Add behind it, which runs on integers only if both are quantized.
+    """
+    if node.op_type == "MatMul":
+        uses = list(node.outputs[0].uses())
+        if len(uses) != 1 or uses[0].node.op_type != "Add":
+            return None, 0, None
+        reader, index = uses[0].node, 1 - uses[0].idx
+    else:
+        reader, index = node, 2
+    value = reader.inputs[index] if len(reader.inputs) > index else None
+    if value is None:
+        return reader, index, None
+    tensor = ir.convenience.get_const_tensor(value)
+    if tensor is None:
+        return None, 0, None
+    bias: FloatArray = tensor.numpy().astype(np.float32)
+    if node.op_type == "MatMul" and bias.shape != (num_outputs,):
+        return None, 0, None
+    return reader, index, bias.reshape(-1)
 
 
 def _with_room_for(quantized: QuantizedLayer, bias: FloatArray) -> QuantizedLayer:
