@@ -52,7 +52,9 @@ def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Expo
 def run(model: ir.Model, images: np.ndarray) -> list[np.ndarray]:
     session = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString())
     thresholds = {"score_threshold": CONF, "iou_threshold": 0.6}
-    return session.run(None, {"images": images} | {name: np.float32(t).reshape(()) for name, t in thresholds.items()})
+    return session.run(
+        None, {"images": images} | {name: np.array(value, np.float32) for name, value in thresholds.items()}
+    )
 
 
 @every_family
