@@ -462,6 +462,15 @@ def test_the_time_limit_can_be_counted_on_another_clock(shapes_dir: Path, tmp_pa
     assert result.seconds >= 180 and result.seconds % 60 == 0
 
 
+def test_time_that_ends_between_two_epochs_leaves_what_any_end_leaves(shapes_dir: Path, tmp_path: Path) -> None:
+    """The clock jumps to the end when the first epoch has been logged, which then was not known to be the last."""
+    out = tmp_path / "between"
+    settings = config(shapes_dir, out, epochs=500, max_minutes=3.0, val_every=0)
+    result = train(settings, show_progress=False, now=lambda: 1e6 if (out / "metrics.csv").exists() else 0.0)
+    assert [record.map is None for record in result.history] == [True, False]
+    assert result.best.exists() and result.best_map is not None
+
+
 def test_config_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         config(Path("d"), Path("o")).epochs = 3  # type: ignore[misc]

@@ -97,11 +97,10 @@ class RunKeeper(lightning.Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         training = _training(pl_module)
         losses = training.mean_losses()
-        if not losses:  # the time was up before the first step of this epoch
-            return
         steps = training.steps_done
         is_last = trainer.should_stop or training.epoch + 1 >= self.config.epochs or training.clock.progress(steps) >= 1
         if is_last:
+            trainer.should_stop = True
             self._fit(training)
         measured = self._measure(training) if self._is_measured(training.epoch, is_last=is_last) else None
         record = EpochRecord(

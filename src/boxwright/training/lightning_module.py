@@ -113,7 +113,9 @@ class TrainingModule(lightning.LightningModule):
 
     def on_train_batch_start(self, batch: TrainBatch, batch_idx: int) -> int | None:
         progress = self.clock.progress(self.steps_done)
-        if progress >= 1 and self.steps_done > 0:  # out of time; a run of no step at all would leave nothing
+        # Out of time. An epoch that has begun makes a step all the same, since what a run measures and keeps at its end
+        # belongs to the last epoch, and the one before did not know that it would be.
+        if progress >= 1 and batch_idx > 0:
             self.trainer.should_stop = True
             return _SKIP_EPOCH
         set_rates(self._optimizer(), self.schedule, self._rate_factors, progress)
