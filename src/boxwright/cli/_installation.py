@@ -32,6 +32,7 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "tensorboard",
             "timm",
             "torch",
+            "torchao",
             "torchvision",
             "yaml",
         ),
