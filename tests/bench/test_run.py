@@ -291,6 +291,18 @@ def test_detections_that_were_lost_are_made_again(models: Path, dataset: Dataset
     assert run.report.results[0].map == pytest.approx(1.0, abs=0.02)
 
 
+def test_the_same_run_twice_at_a_time_is_refused(models: Path, dataset: Dataset) -> None:
+    entry = [candidate(models, "raw.onnx")]
+    settings = replace(QUICK, with_accuracy=False, rounds=1)
+
+    def again(run: BenchRun) -> None:
+        run_benchmark(entry, dataset, settings=settings)
+
+    with pytest.raises(InputError, match="got another that is under way"):
+        run_benchmark(entry, dataset, settings=settings, deliver=again)
+    assert run_benchmark(entry, dataset, settings=settings).report.is_complete  # once it is over, it goes on
+
+
 def test_measurements_that_cannot_be_kept_do_not_end_the_run(
     models: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +338,7 @@ def test_candidates_are_compared_in_the_launches_that_both_came_through(models: 
     state = next(RunState.resume_or_begin(path.parent) for path in cache_dir().rglob("state.json"))
     del state.launches[0]["b"]
     state.save()
+    state.release()
     report = run_benchmark(candidates, dataset, settings=settings).report
     assert [len(row.rounds_ms) for row in report.results] == [2, 1]
     (pair,) = report.pairs

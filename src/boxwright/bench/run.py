@@ -148,7 +148,7 @@ def run_benchmark(
         observer or Observer(),
         command or _command_line(),
         deliver or (lambda run: None),
-    ).run()
+    ).run_once()
 
 
 class _Run:
@@ -178,6 +178,13 @@ class _Run:
         }
         name = fingerprint(candidates, settings, self._data_sha256)
         self._state = RunState.resume_or_begin(cache_dir() / "bench" / name)
+
+    def run_once(self) -> BenchRun:
+        """Measure and deliver, while no other process does the same."""
+        try:
+            return self.run()
+        finally:
+            self._state.release()
 
     def run(self) -> BenchRun:
         """Go through the phases; a Ctrl-C ends them and leaves what is measured."""

@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,10 +19,10 @@ from boxwright.bench.candidate import Candidate, content_sha256
 from boxwright.bench.results import Settings
 from boxwright.core.codec import to_jsonable
 from boxwright.core.detections import Detections
-from boxwright.core.errors import OutputError
+from boxwright.core.errors import InputError, OutputError
 from boxwright.core.files import write_text
 
-_STATE_FILE = "state.json"
+_STATE_FILE, _LOCK_FILE = "state.json", "lock"
 # Rises when what is kept changes, so that no run goes on from what it cannot read.
 _STATE_VERSION = 2
 Json = dict[str, Any]
@@ -57,12 +57,14 @@ class RunState:
         accuracy: the reply to `open` of the process that ran over all images, of each candidate that has.
         launches: for each complete launch the record of each candidate that took part.
         throughput: the reply of each candidate that was searched.
+        lock: held while the run is under way.
     """
 
     directory: Path
     accuracy: dict[str, Json] = field(default_factory=dict)
     launches: list[dict[str, Json]] = field(default_factory=list)
     throughput: dict[str, Json] = field(default_factory=dict)
+    lock: IO[str] | None = None
 
     @classmethod
     def resume_or_begin(cls, directory: Path) -> RunState:
@@ -70,9 +72,11 @@ class RunState:
 
         Raises:
             OutputError: where the folder cannot be made.
+            InputError: where the same run is under way in another process.
         """
         try:
             directory.mkdir(parents=True, exist_ok=True)
+            lock = _lock(directory / _LOCK_FILE)
         except OSError as error:
             raise OutputError(
                 str(directory),
@@ -82,11 +86,11 @@ class RunState:
             ) from error
         try:
             document = json.loads((directory / _STATE_FILE).read_text(encoding="utf-8"))
-            state = cls(directory, document["accuracy"], document["launches"], document["throughput"])
+            state = cls(directory, document["accuracy"], document["launches"], document["throughput"], lock)
             state.accuracy = {name: reply for name, reply in state.accuracy.items() if state._has_detections(name)}
             return state
         except (OSError, ValueError, KeyError, TypeError):  # none, or one of another version
-            return cls(directory)
+            return cls(directory, lock=lock)
 
     @property
     def is_empty(self) -> bool:
@@ -125,6 +129,31 @@ class RunState:
         )
         return RawDetections(detections, {int(index): reason for index, reason in self.accuracy[name]["unreadable"]})
 
+    def release(self) -> None:
+        """Let another process go on with the run."""
+        if self.lock is not None:
+            self.lock.close()
+
     def discard(self) -> None:
         """Remove the folder; the run is over."""
         shutil.rmtree(self.directory, ignore_errors=True)
+
+
+def _lock(path: Path) -> IO[str] | None:
+    """Hold the file for this process as long as it is open; None where the system has no such locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return None
+    stream = path.open("w")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        stream.close()
+        raise InputError(
+            "boxwright bench",
+            expected="one run of the same candidates, data and settings at a time",
+            got="another that is under way",
+            fix="wait until it is over; they would slow each other down too",
+        ) from error
+    return stream
