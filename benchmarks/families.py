@@ -187,6 +187,7 @@ def measure(variant: str, data_name: str, out: Path) -> dict[str, Any]:
     from boxwright.bench.results import Settings
     from boxwright.bench.run import run_benchmark
     from boxwright.data import load_dataset
+    from boxwright.models import build_model
 
     folder = run_folder(variant, data_name, out)
     kept = folder / "measured.json"
@@ -206,7 +207,8 @@ def measure(variant: str, data_name: str, out: Path) -> dict[str, Any]:
         )
         for form in forms
     ]
-    settings = Settings(min_launches=1, max_launches=1, rounds=6, block_s=0.2, with_raw_engine=False)
+    iou = build_model(variant, num_classes=1).nms_iou_threshold  # the family's own
+    settings = Settings(iou=iou, min_launches=1, max_launches=1, rounds=6, block_s=0.2, with_raw_engine=False)
     measured = run_benchmark(
         candidates, load_dataset(data_folder(data_name, out), SPLITS[data_name]), settings=settings
     )

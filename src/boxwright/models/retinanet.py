@@ -135,6 +135,7 @@ class RetinaNet(DetectionModel):
 
     family: ClassVar[str] = "retinanet"
     largest_stride: ClassVar[int] = 128
+    nms_iou_threshold: ClassVar[float] = 0.5
     suggested_augmentation: ClassVar[Mapping[str, float]] = {"mosaic": 0.0, "mixup": 0.0}
     supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss", "label_smoothing"})
 
