@@ -1,47 +1,63 @@
-"""What an engine runs in INT8, counted in the graph that it made itself."""
+"""What an engine really runs on integers."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
 from boxwright.calibration.candidate import Quantizer, observed_tensors
 from boxwright.calibration.executed import executed_layers
-from boxwright.calibration.float_model import FloatModel, load_float_model
-from boxwright.calibration.placement import RULES
+from boxwright.calibration.float_model import FloatModel
+from boxwright.calibration.placement import rules_for
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.statistics import Statistics, collect_statistics
-from colour_network import QUANTIZABLE, save_colour_network
-from models_for_tests import HEIGHT, WIDTH
+from quantization_models import LAYERS, float_model, inputs
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> FloatModel:
-    return load_float_model(save_colour_network(tmp_path_factory.mktemp("model") / "m.onnx"))
+    return float_model(tmp_path_factory.mktemp("executed"))
 
 
 @pytest.fixture(scope="module")
 def statistics(model: FloatModel) -> Statistics:
-    random = np.random.default_rng(0)
-    batches = (({"images": random.random((1, 3, HEIGHT, WIDTH), dtype=np.float32)}, 1, 0) for _ in range(4))
-    return collect_statistics(model, batches, tensors=observed_tensors(model))
+    tensors = observed_tensors(model, fused=True, predictions=True)
+    return collect_statistics(model, (({"images": image}, 1, 0) for image in inputs(4)), tensors=tensors)
 
 
-@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
-@pytest.mark.parametrize("in_float", [frozenset(), frozenset({"stem"}), frozenset(QUANTIZABLE)])
-def test_layers_left_in_float_run_in_float(
-    model: FloatModel, statistics: Statistics, engine: str, in_float: frozenset[str]
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    ("changes", "in_float"),
+    [
+        ({}, LAYERS[-2:]),
+        ({"quantizes_predictions": True}, ()),
+        ({"float_layers": frozenset({"stem", "thin"})}, ("stem", "thin", *LAYERS[-2:])),
+    ],
+)
+def test_layers_and_their_share_are_read_from_the_engines_graph(
+    model: FloatModel, statistics: Statistics, engine: str, changes: dict[str, object], in_float: tuple[str, ...]
 ) -> None:
-    recipe = Recipe(rules=RULES[engine], float_layers=in_float)
-    proto = Quantizer(model, statistics).build(recipe, raw=True)
+    pytest.importorskip(engine)
+    recipe = Recipe(rules=rules_for(engine), **changes)  # type: ignore[arg-type]
     macs = {layer.name: statistics.macs(layer) for layer in model.layers}
-    executed = executed_layers(engine, proto, model, macs)
+    executed = executed_layers(engine, Quantizer(model, statistics).build(recipe), model, macs)
     assert executed is not None
-    assert executed.integer | executed.float == set(macs)
-    assert executed.integer.isdisjoint(in_float)
-    assert executed.int8_share == pytest.approx(sum(macs[name] for name in executed.integer) / sum(macs.values()))
-    if engine == "openvino":
-        assert "blend" in in_float or "blend" in executed.integer
+    assert executed.float == set(in_float)
+    assert executed.integer == set(LAYERS) - set(in_float)
+    wanted = 1 - sum(macs[name] for name in in_float) / sum(macs.values())
+    assert executed.int8_share == pytest.approx(wanted)
+
+
+def test_a_layer_that_lost_its_name_is_told_by_what_follows_it(model: FloatModel) -> None:
+    from boxwright.calibration.executed import _layers_before
+
+    names = [
+        "Multiply_21367",
+        "Multiply_35030",
+        "right_out/dense_scaled/Mul",
+        "right_out/dense_quantized/QuantizeLinear",
+    ]
+    assert _layers_before(names, model.layers) == {"right"}
+    assert _layers_before(["sum_out/dense_quantized/QuantizeLinear"], model.layers) == set()
 
 
 def test_an_engine_that_does_not_show_its_graph(model: FloatModel) -> None:
