@@ -204,7 +204,6 @@ def test_half_precision_by_the_types_of_the_graph(version: str, tmp_path: Path) 
     targets = [attribute.i for node in casts for attribute in node.attribute if attribute.name == "to"]
     assert onnx.TensorProto.FLOAT16 in targets
     assert [value.type.tensor_type.elem_type for value in record.model.graph.output] == [6, 1, 1, 6]
-    assert read_sidecar(engine).build_options["typing"] == "strong"
     assert read_sidecar(engine).manifest.precision == "fp16"
 
 

@@ -37,6 +37,8 @@ from boxwright.runtimes.engine_sidecar import EngineSidecar, read_sidecar, sidec
 from boxwright.runtimes.tensorrt_library import import_tensorrt, load_plugins
 
 ENGINE_SUFFIXES = (".engine", ".plan")
+# What a builder that chooses by itself may use.
+_BESIDE_FLOAT: dict[str, tuple[str, ...]] = {"fp16": ("fp16",), "int8": ("fp16", "int8")}
 Report = Callable[[str], None]
 Images = Sequence[NDArray[np.uint8]]
 # Compares an ONNX file with the source, at the detections.
@@ -123,30 +125,28 @@ def convert_to_tensorrt(
         InputError: where an option does not fit it.
         VerificationError: where no choice of layers in half precision detects what the source detects.
     """
-    api, manifest = machine.api, request.manifest
-    is_quantized = manifest.precision == "int8"
-    precision = "int8" if is_quantized else request.precision
+    api = machine.api
     request = replace(request, graph=with_types(request.graph))
+    is_quantized = request.manifest.precision == "int8"
+    precision = cast("Precision", "int8" if is_quantized else request.precision)
     _check_precision(request, precision, is_quantized, api)
-    needs_plugin = has_decode_nms(request.graph)
-    load_plugins(api.trt, decode_nms=needs_plugin, needed_for=request.source)
+    load_plugins(api.trt, decode_nms=has_decode_nms(request.graph), needed_for=request.source)
     calibrates = precision == "int8" and not is_quantized
-    on_dla = request.options.dla_core is not None
-    typing = api.typing(needs_weak=calibrates or on_dla)
+    typing = api.typing(needs_weak=calibrates or request.options.dla_core is not None)
     half = _half_nodes(request, precision, typing.is_strong, work, report)
     typed = to_half(request.graph, half)[0] if typing.is_strong and half else request.graph
     parsed = for_parser(typed, api.limits, source=request.source)
     onnx_path = work / "for_tensorrt.onnx"
     write_onnx(parsed, onnx_path)
-    allowed = {"fp32": (), "fp16": ("fp16",), "int8": ("fp16", "int8")}[precision]
+    chooses = not typing.is_strong and precision != "fp32"
     batches = _batches(machine, request) if calibrates else None
     task = BuildTask(
         onnx_path=onnx_path,
         nodes=node_table(parsed),
         source=request.source,
-        precisions=() if typing.is_strong else allowed,
+        precisions=_BESIDE_FLOAT[precision] if chooses else (),
         typing=typing,
-        may_be_half=_rule(request.graph, half) if allowed and not typing.is_strong else None,
+        may_be_half=_rule(request.graph, half) if chooses else None,
         batches=batches,
         batch=request.batch,
         options=request.options,
@@ -156,26 +156,13 @@ def convert_to_tensorrt(
     finally:
         if batches is not None:
             batches.close()
-    manifest = replace(manifest, precision=cast("Precision", precision))
-    in_float = [name for name in half_candidates(request.graph) if name not in half] if allowed else []
-    sidecar = EngineSidecar(
-        manifest=manifest,
-        tensorrt_version=str(api.trt.__version__),
-        gpu_name=machine.device.name,
-        compute_capability=machine.device.compute_capability,
-        precision=cast("Precision", precision),
-        engine_sha256=hashlib.sha256(content).hexdigest(),
-        rebuild_command=request.rebuild_command,
-        needs_plugin=needs_plugin,
-        dla_core=request.options.dla_core,
-        batch_sizes=_batch_sizes(profiles, parsed),
-        build_options=_described(request.options, profiles, _float_text(half, in_float), typing.is_strong),
-    )
+    sidecar = _described(machine, request, precision, content, profiles, half)
+    sidecar = replace(sidecar, batch_sizes=_batch_sizes(profiles, parsed))
     # The description first: an engine beside that of another is told by its checksum, one without any is not.
     write_sidecar(engine, sidecar)
     with atomic_file(engine) as temporary:
         temporary.write_bytes(content)
-    return manifest
+    return sidecar.manifest
 
 
 def _batch_sizes(profiles: Sequence[Profile], graph: ir.Model) -> tuple[int, int]:
@@ -330,22 +317,35 @@ def _phase_reporter(report: Report) -> Callable[[str, int, int], None]:
     return on_phase
 
 
-def _float_text(half: frozenset[str], in_float: Sequence[str]) -> str:
-    """What of the network stayed in float32."""
-    if not half:
-        return "all that are not INT8"
-    return ", ".join(in_float) or "none of the network"
-
-
-def _described(options: EngineOptions, profiles: Sequence[Profile], in_float: str, is_strong: bool) -> dict[str, str]:
-    described = {
+def _described(
+    machine: BuildMachine,
+    request: EngineRequest,
+    precision: Precision,
+    content: bytes,
+    profiles: Sequence[Profile],
+    half: frozenset[str],
+) -> EngineSidecar:
+    """What lies beside the engine."""
+    options = request.options
+    in_float = [name for name in half_candidates(request.graph) if name not in half]
+    words = {
         "workspace": "TensorRT's own limit" if options.workspace_mb is None else f"{options.workspace_mb} MiB",
-        "typing": "strong" if is_strong else "weak",
         "profiles": "; ".join(map(str, profiles)) or "fixed shapes",
-        "layers in float32": in_float,
+        # Beyond those that always do.
+        "layers in float32": (", ".join(in_float) or "none of the network") if half else "all that are not INT8",
     }
-    if options.timing_cache is not None:
-        described["timing cache"] = options.timing_cache.name
-    if options.calibration_cache is not None:
-        described["calibration cache"] = options.calibration_cache.name
-    return described
+    for name, file in (("timing cache", options.timing_cache), ("calibration cache", options.calibration_cache)):
+        if file is not None:
+            words[name] = file.name
+    return EngineSidecar(
+        manifest=replace(request.manifest, precision=precision),
+        tensorrt_version=str(machine.api.trt.__version__),
+        gpu_name=machine.device.name,
+        compute_capability=machine.device.compute_capability,
+        precision=precision,
+        engine_sha256=hashlib.sha256(content).hexdigest(),
+        rebuild_command=request.rebuild_command,
+        needs_plugin=has_decode_nms(request.graph),
+        dla_core=options.dla_core,
+        build_options=words,
+    )
