@@ -142,10 +142,16 @@ def prepare(num_threads: int, yolov8n: str) -> list[Candidate]:
     cache = ArtifactCache(
         WORK / "artifacts", SHARED / "data" / "coco-tiny", on_note=lambda text: print(text, file=sys.stderr)
     )
-    folded, libre_onnx, ultra_onnx = WORK / "yolox_nano.pth", WORK / "yolox_nano_libreyolo.onnx", WORK / "yolov8n.onnx"
+    folded, libre_onnx, ultra_onnx = (
+        WORK / "yolox_nano.pth",
+        WORK / "yolox_nano_libreyolo.onnx",
+        WORK / f"{Path(yolov8n).name}.onnx",
+    )
     fold_normalisation(SHARED / "weights" / "yolox_nano_coco.pth", folded)
-    run_peer(libreyolo, EXPORT_LIBREYOLO, folded, libre_onnx)
-    run_peer(ultralytics, EXPORT_ULTRALYTICS, yolov8n, ultra_onnx, ",".join(load_labels("coco")))
+    if not libre_onnx.exists():
+        run_peer(libreyolo, EXPORT_LIBREYOLO, folded, libre_onnx)
+    if not ultra_onnx.exists():
+        run_peer(ultralytics, EXPORT_ULTRALYTICS, yolov8n, ultra_onnx, ",".join(load_labels("coco")))
     of_yolox = SourceOptions(variant="yolox-nano", labels="coco", preprocess="yolox")
     ours_yolox = cache.onnx(folded, of_yolox, (416, 416))
     ours_yolov8 = cache.ultralytics(ultra_onnx)

@@ -52,9 +52,9 @@ def _print(comparison: ReportComparison) -> None:
     console.print(_table(comparison))
     for movement in comparison.movements:
         if movement.reason:
-            console.print(f"{movement.name}: {movement.reason}", highlight=False, markup=False)
+            console.print(f"{movement.name}: {movement.reason}", highlight=False, markup=False, soft_wrap=True)
     for note in comparison.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
     if not comparison.regressions:
         allowed = f"{comparison.max_slowdown:.0%} of time or {comparison.max_drop_points:g} points of AP"
         console.print(f"no regression beyond {allowed}", highlight=False)
@@ -62,24 +62,26 @@ def _print(comparison: ReportComparison) -> None:
 
 def _table(comparison: ReportComparison) -> Table:
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("candidate", overflow="fold")
-    for heading in ("p50 ms", "change (95 %)", "AP", "points", ""):
+    table.add_column("candidate", overflow="fold", min_width=15)  # all fits a terminal of 80 columns
+    for heading in ("p50 ms", "change, 95 %", "AP, points"):
         table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("", min_width=8)
     for row in comparison.movements:
         change = "-"
         if row.latency is not None:
             ratio, low, high = (f"{value - 1:+.1%}" for value in (row.latency.ratio, row.latency.low, row.latency.high))
-            change = f"{ratio} ({low} to {high})"
+            change = f"{ratio}\n{low} to {high}"
         table.add_row(
-            row.name,
+            escape(row.name),
             f"{_shown(row.old_p50_ms, 2)} > {_shown(row.new_p50_ms, 2)}",
             change,
-            f"{_shown(row.old_map, 4)} > {_shown(row.new_map, 4)}",
-            "-" if row.map_change_points is None else f"{row.map_change_points:+.2f}",
-            ", ".join(row.changes).replace("_", " "),
+            f"{_shown(row.old_map, 4)} > {_shown(row.new_map, 4)}"
+            + ("" if row.map_change_points is None else f"\n{row.map_change_points:+.2f}"),
+            "\n".join(row.changes).replace("_", " "),
             style="bold red" if row.is_regression else None,
         )
     return table
