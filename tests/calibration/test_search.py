@@ -183,6 +183,13 @@ def test_time_that_is_up_leaves_what_was_found() -> None:
     assert result.trials and result.trials[0].variant == Variant(engine="openvino")
 
 
+def test_layers_that_there_was_no_time_for_are_taken_for_middling_ones() -> None:
+    result = searched(FakeEvaluator(seconds=0.02), 0.5, deadline=time.monotonic() + 0.45)
+    measured = {entry.layer for entry in result.sensitivities}
+    assert measured < set(DAMAGES)
+    assert any(trial.variant.recipe is not None for trial in result.trials)
+
+
 def test_one_file_where_one_form_serves_all() -> None:
     budget = Budget(max_drop=1.0)
     first, second = searched(FakeEvaluator(), 1.0), searched(FakeEvaluator(), 1.0, engine="onnxruntime")

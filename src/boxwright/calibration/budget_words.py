@@ -17,7 +17,11 @@ def advice(search: SearchResult, budget: Budget) -> str:
     floats = [trial for trial in search.trials if trial.variant.recipe is None]
     against = ", ".join(f"{_label(trial.variant)} {trial.latency_ms:.2f} ms" for trial in floats)
     if chosen is None:
-        return f"{search.engine}: no INT8 form keeps within {budget.max_drop:g} points; run the float model ({against})"
+        so_far = " that was tried in the time" if search.time_is_up else ""
+        return (
+            f"{search.engine}: no INT8 form{so_far} keeps within {budget.max_drop:g} points; "
+            f"run the float model ({against})"
+        )
     line = f"{search.engine}: INT8 takes {chosen.latency_ms:.2f} ms, against {against}"
     if fastest is None or fastest.variant == chosen.variant:
         options = "" if chosen.variant.precision == "fp32" else f" with --precision {chosen.variant.precision}"

@@ -76,18 +76,18 @@ def _draw_candidates(axes: Axes, search: SearchResult, max_drop: float) -> None:
         axes.axhline(100 * first.map_before - max_drop, color="#888888", linestyle="--", linewidth=1)
         axes.annotate(
             f"budget: {max_drop:g} points below FP32",
-            (1, 100 * first.map_before - max_drop),
-            (-4, 3),
+            (0, 100 * first.map_before - max_drop),
+            (4, 3),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
-            ha="right",
+            ha="left",
             fontsize=8,
             color="#666666",
         )
     for name, marker, colour in (("float", "o", "float"), ("INT8 within", "^", "within"), ("INT8 over", "^", "over")):
         axes.plot([], [], marker, color=_COLOURS[colour], label=name)
-    axes.legend(fontsize=8, loc="lower right")
-    axes.set_xlim(left=0)
+    axes.legend(fontsize=8, loc="best")
+    axes.set_xlim(0, 1.15 * max((trial.latency_ms for trial in search.trials), default=1.0))
     axes.set_title(f"{search.engine}: candidates", fontsize=10)
     axes.set_xlabel("engine alone, ms an image")
     axes.set_ylabel("mAP, points, with 90 % of the resampled drops")

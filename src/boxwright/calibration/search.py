@@ -12,12 +12,15 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from boxwright.calibration.budget import Budget
 from boxwright.calibration.candidate import Quantizer
 from boxwright.calibration.choice import ChoiceSet
 from boxwright.calibration.engines import other_precisions
 from boxwright.calibration.evaluation import Evaluation, Evaluator
 from boxwright.calibration.evaluation_store import EvaluationStore
+from boxwright.calibration.float_model import Layer
 from boxwright.calibration.placement import rules_for
 from boxwright.calibration.ranges import RangeMethod
 from boxwright.calibration.recipe import Recipe
@@ -31,6 +34,8 @@ Progress = Callable[[str, int, int], None]
 _RANKING_IMAGES = ((100.0, 20), (300.0, 12), (float("inf"), 6))
 # Each layer's damage is measured on no more than these: there are many layers.
 _SENSITIVITY_IMAGES = 12
+# Of the time that is left when they begin.
+_SENSITIVITY_SHARE = 0.6
 # Where the layers that predict hold more of the multiplications, INT8 is tried for them too.
 _HEAVY_PREDICTIONS = 0.05
 _METHODS = (
@@ -217,7 +222,8 @@ class Search:
 
     def _cheap_repairs(self, recipe: Recipe) -> list[Recipe]:
         changed = [replace(recipe, corrects_bias=not recipe.corrects_bias)]
-        if recipe.rules.rescales_channels:
+        has_products = any(layer.kind == "matmul" for layer in self._layers)
+        if recipe.rules.rescales_channels or (recipe.rules.rescales_products and has_products):
             changed += [replace(recipe, migration=migration) for migration in _MIGRATIONS]
         return changed
 
@@ -257,12 +263,22 @@ class Search:
             evaluate=lambda variant: self._evaluate(variant, part),
             macs=lambda layer: self._macs[layer.name],
         )
+        now = time.monotonic()
+        enough = now + _SENSITIVITY_SHARE * (self._deadline - now)
         for entry in measured:
             found.append(entry)
             self._progress(f"{self._engine}: sensitivity of layers", len(found), len(self._layers))
+            if time.monotonic() > enough:
+                break
+        damages = {entry.layer: entry.damage for entry in found}
         least = _LEAST_PRICE * sum(self._macs.values())
-        ordered = sorted(found, key=lambda entry: entry.damage**2 / (entry.macs + least), reverse=True)
-        return [entry.layer for entry in ordered]
+
+        def harm_for_price(layer: Layer) -> float:
+            # A layer that there was no time for is taken for a middling one of its kind.
+            usual = float(np.median([entry.damage for entry in found if entry.kind == layer.kind] or [0.0]))
+            return damages.get(layer.name, usual) ** 2 / (self._macs[layer.name] + least)
+
+        return [layer.name for layer in sorted(self._layers, key=harm_for_price, reverse=True)]
 
     def _return_layers(self, recipe: Recipe, order: list[str]) -> None:
         """Try forms with ever more layers in float, and narrow down where the budget begins to hold."""
