@@ -84,7 +84,6 @@ VARIANTS: dict[str, RetinaNetConfig] = {
         backbone=small_backbone.NAME,
         p6_from="c5",
         normalised_head=True,
-        assigner="atss",
         box_loss="giou",
         anchor_sides=tuple(side // 2 for side in ANCHOR_SIDES),
         channels=48,
