@@ -77,6 +77,7 @@ class CropRcnn(DetectionModel):
     """
 
     family: ClassVar[str] = "rcnn"
+    nms_iou_threshold: ClassVar[float] = 0.3  # the authors'
     suggested_augmentation: ClassVar[Suggestions] = MIRROR_ALONE
     is_exportable: ClassVar[bool] = False
     num_fitting_images: ClassVar[int] = 400

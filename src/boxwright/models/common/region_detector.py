@@ -76,6 +76,7 @@ class RegionDetector(DetectionModel):
     """
 
     family: ClassVar[str] = "rcnn"
+    nms_iou_threshold: ClassVar[float] = 0.5  # torchvision's
 
     def __init__(self, config: RcnnConfig, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
