@@ -16,6 +16,8 @@ from boxwright.calibration.repairs import RepairContext, repairs
 from boxwright.calibration.sessions import Tensors
 from boxwright.calibration.statistics import Statistics
 
+# Of so many settings the numbers of all layers are kept: the four folds of one, and a few beside.
+_MOST_SETTINGS = 6
 # Makes the network's inputs of the calibration images anew, those of a fold left out.
 Batches = Callable[[int | None], Iterator[tuple[Tensors, int]]]
 
@@ -36,6 +38,7 @@ class Quantizer:
         self._inputs: dict[tuple[object, ...], InputQuantization] = {}
         self._layers: dict[tuple[object, ...], QuantizedLayer] = {}
         self._repaired: dict[tuple[object, ...], dict[str, QuantizedLayer]] = {}
+        self._recent: list[tuple[object, ...]] = []
 
     def quantizable(self, recipe: Recipe) -> tuple[Layer, ...]:
         """The layers that a recipe may quantize: all but those whose results are the predictions, or these too."""
@@ -65,13 +68,24 @@ class Quantizer:
 
     def _numbers(self, recipe: Recipe, leave_out: int | None) -> dict[str, QuantizedLayer]:
         """Of all quantizable layers, also of those that stay in float: which these are must not change the others."""
+        self._forget_all_but(self._settings(recipe, leave_out))
         layers = {layer.name: self._quantize(layer, recipe, leave_out) for layer in self.quantizable(recipe)}
         if not recipe.repairs:
             return layers
-        key = (*self._settings(recipe, leave_out), recipe.quantizes_predictions, recipe.repairs)
+        key = (recipe.repairs, *self._settings(recipe, leave_out))
         if key not in self._repaired:
             self._repaired[key] = self._repair(layers, recipe, leave_out)
         return self._repaired[key]
+
+    def _forget_all_but(self, settings: tuple[object, ...]) -> None:
+        """Drop the numbers of settings that were not asked for lately: those of a heavy network fill the memory."""
+        if settings not in self._recent:
+            self._recent.append(settings)
+        while len(self._recent) > _MOST_SETTINGS:
+            oldest = self._recent.pop(0)
+            for known in (self._inputs, self._layers, self._repaired):
+                for key in [key for key in known if _is_of(key, oldest)]:
+                    del known[key]  # type: ignore[attr-defined]
 
     def _repair(
         self, layers: dict[str, QuantizedLayer], recipe: Recipe, leave_out: int | None
@@ -126,6 +140,11 @@ class Quantizer:
             recipe.quantizes_predictions,
             leave_out,
         )
+
+
+def _is_of(key: tuple[object, ...], settings: tuple[object, ...]) -> bool:
+    """Whether something that is known belongs to these settings, which its key ends with."""
+    return key[len(key) - len(settings) :] == settings
 
 
 def quantizable_layers(model: FloatModel, *, predictions: bool) -> tuple[Layer, ...]:
