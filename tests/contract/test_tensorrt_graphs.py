@@ -75,6 +75,7 @@ def test_the_parser_reads_every_operator(family: str, exported: Exported, eight_
 
 
 @every_family
+@pytest.mark.full
 def test_half_precision_detects_the_same(
     family: str, exported: Exported, eight_images: Dataset, tmp_path: Path
 ) -> None:
