@@ -28,7 +28,8 @@ from typing import Any
 CLASSES = (
     "Builder IBuilderConfig IOptimizationProfile INetworkDefinition ILayer ITensor OnnxParser ParserError "
     "Logger ILogger ITimingCache IInt8EntropyCalibrator2 IInt8MinMaxCalibrator IProgressMonitor IHostMemory Runtime "
-    "ICudaEngine IExecutionContext IPluginRegistry IErrorRecorder EngineInspector IGpuAllocator IOutputAllocator IProfiler"
+    "ICudaEngine IExecutionContext IPluginRegistry IErrorRecorder EngineInspector IGpuAllocator IOutputAllocator "
+    "IProfiler"
 )
 ENUMS = (
     "BuilderFlag NetworkDefinitionCreationFlag OnnxParserFlag MemoryPoolType TacticSource DeviceType DataType "
