@@ -70,7 +70,8 @@ def _draw_candidates(axes: Axes, search: SearchResult, max_drop: float) -> None:
     if chosen is not None and chosen.evaluation.difference is not None:
         place = (chosen.latency_ms, 100 * chosen.evaluation.difference.map_after)
         axes.scatter(*place, s=190, facecolors="none", edgecolors=_COLOURS["within"], linewidths=2)
-        axes.annotate("chosen", place, (9, -15), textcoords="offset points", fontsize=9, color=_COLOURS["within"])
+        colour = _COLOURS["within"]
+        axes.annotate("chosen", place, (-9, 9), textcoords="offset points", ha="right", fontsize=9, color=colour)
     first = search.trials[0].evaluation.difference if search.trials else None
     if first is not None:
         axes.axhline(100 * first.map_before - max_drop, color="#888888", linestyle="--", linewidth=1)

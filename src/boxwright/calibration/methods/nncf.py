@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import onnx
 
@@ -35,6 +36,7 @@ def run(inputs: MethodInputs) -> MethodResult:
                 target_device=nncf.TargetDevice.ANY,
                 subset_size=max(inputs.num_images, 1),
                 ignored_scope=nncf.IgnoredScope(names=_predictions(inputs.model), validate=False),
+                advanced_parameters=_advanced(nncf, inputs.engine),
             )
         except InputError:  # of ours: an image that cannot be read
             raise
@@ -50,6 +52,14 @@ def run(inputs: MethodInputs) -> MethodResult:
         description=f"NNCF {nncf.__version__}, preset {preset}",
         layers_in_float=_layers_in_float(inputs.model, quantized),
     )
+
+
+def _advanced(nncf: Any, engine: str) -> Any:
+    """One scale for all channels of an activation where the engine knows no other, as ONNX Runtime's convolution."""
+    if engine != "onnxruntime":
+        return None
+    one_scale = nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)
+    return nncf.AdvancedQuantizationParameters(activations_quantization_params=one_scale)
 
 
 class _Images:
