@@ -15,6 +15,7 @@ from boxwright.core.decode import decode_nms
 from boxwright.core.errors import InputError, UnsupportedError
 from boxwright.export.trace import trace
 from boxwright.models import Targets, build_model
+from boxwright.models.common import fast_rcnn
 from boxwright.models.common.crop_rcnn import CropRcnn, fit_svms
 from boxwright.models.common.fast_rcnn import FastRcnn
 from boxwright.models.common.proposals import as_rois
@@ -166,3 +167,19 @@ def test_fast_rcnn_learns_from_given_proposals() -> None:
     targets = Targets(boxes_xyxy=[objects], class_ids=[torch.arange(3)])
     losses = fine_tune(model, images, targets, num_steps=25)
     assert np.mean(losses[-5:]) < 0.5 * losses[0]
+
+
+def test_regions_are_remembered_in_training_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    searched: list[int] = []
+
+    def search(image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        searched.append(1)
+        return SQUARES
+
+    monkeypatch.setattr(fast_rcnn, "selective_search", search)
+    source, images = fast_rcnn.SelectiveSearchSource(), torch.zeros(1, 3, *SIZE_HW)
+    with torch.no_grad():
+        source(images), source(images)
+    assert len(searched) == 2  # each use pays for its own
+    source(images), source(images)
+    assert len(searched) == 3

@@ -40,7 +40,10 @@ NUM_COUNTED_PROPOSALS = 2000
 
 
 class SelectiveSearchSource:
-    """Selective search on the pixels that a normalised input was made of; remembers what it found."""
+    """Selective search on the pixels that a normalised input was made of.
+
+    What it finds in training it remembers, since there the images come again.
+    """
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, Tensor] = OrderedDict()
@@ -53,11 +56,14 @@ class SelectiveSearchSource:
 
     def _search(self, image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Tensor:
         key = hashlib.sha256(image.tobytes()).hexdigest()
-        if key not in self._known:
-            self._known[key] = torch.from_numpy(selective_search(image))
+        if key in self._known:
+            return self._known[key]
+        found = torch.from_numpy(selective_search(image))
+        if torch.is_grad_enabled():
+            self._known[key] = found
             if len(self._known) > _REMEMBERED_IMAGES:
                 self._known.popitem(last=False)
-        return self._known[key]
+        return found
 
 
 def outside_proposals(source: ProposalSource, images: Tensor, image_size_hw: Tensor, variant: str) -> Proposals:
