@@ -57,6 +57,10 @@ class _TimeIsUpError(Exception):
     """The search must end with what it has."""
 
 
+class _EnoughTimeError(Exception):
+    """A part of the search has had its share."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """A variant that was measured in full.
@@ -257,19 +261,18 @@ class Search:
         """
         found = self.result.sensitivities
         part = self._part.part(_SENSITIVITY_IMAGES)
+        now = time.monotonic()
+        enough = now + _SENSITIVITY_SHARE * (self._deadline - now)
         measured = measure_sensitivity(
             Variant(engine=self._engine, recipe=recipe),
             self._layers,
-            evaluate=lambda variant: self._evaluate(variant, part),
+            evaluate=lambda variant: self._evaluate(variant, part, deadline=enough if found else self._deadline),
             macs=lambda layer: self._macs[layer.name],
         )
-        now = time.monotonic()
-        enough = now + _SENSITIVITY_SHARE * (self._deadline - now)
-        for entry in measured:
-            found.append(entry)
-            self._progress(f"{self._engine}: sensitivity of layers", len(found), len(self._layers))
-            if time.monotonic() > enough:
-                break
+        with contextlib.suppress(_EnoughTimeError):
+            for entry in measured:
+                found.append(entry)
+                self._progress(f"{self._engine}: sensitivity of layers", len(found), len(self._layers))
         damages = {entry.layer: entry.damage for entry in found}
         least = _LEAST_PRICE * sum(self._macs.values())
 
@@ -353,13 +356,18 @@ class Search:
         self.result.trials.append(trial)
         return trial
 
-    def _evaluate(self, variant: Variant, choice: ChoiceSet, *, in_full: bool = False) -> Evaluation:
+    def _evaluate(
+        self, variant: Variant, choice: ChoiceSet, *, in_full: bool = False, deadline: float | None = None
+    ) -> Evaluation:
+        """What is known of a variant, else measured where there is time, of a part of the search or all of it."""
         key = {"variant": variant.key(), "num_images": len(choice.samples), "in_full": in_full}
         known = self._store.get(key)
         if known is not None:
             return known
         if time.monotonic() > self._deadline:
             raise _TimeIsUpError
+        if deadline is not None and time.monotonic() > deadline:
+            raise _EnoughTimeError
         found = self._evaluator.evaluate(variant, choice, with_map=in_full, with_latency=in_full)
         self._store.put(key, found)
         return found
