@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from boxwright.cli.main import main
-from boxwright.core.errors import DatasetError, InputError, OutputError
-from boxwright.models import build_model, load_model
+from boxwright.core.errors import CheckpointError, DatasetError, InputError, OutputError
+from boxwright.models import DetectionModel, build_model, load_model
 from boxwright.training import TrainConfig, train
 from boxwright.training.classification_data import ClassificationImages, load_classification
 from boxwright.training.config import Augmentation
@@ -95,7 +95,7 @@ def test_objects_are_cut_out_with_a_margin(shapes_dir: Path) -> None:
     assert (varied.read(3, 1) != varied.read(3, 2)).any()
 
 
-@pytest.mark.parametrize(("variant", "width"), [("yolox-pico", 128), ("retinanet-pico", 288)])
+@pytest.mark.parametrize(("variant", "width"), [("yolox-pico", 128), ("retinanet-pico", 128)])
 def test_the_classifier_reads_the_coarsest_map(variant: str, width: int) -> None:
     model = build_model(variant, num_classes=2)
     backbone = model.get_submodule(model.backbone_prefixes[0])
@@ -147,6 +147,32 @@ def test_the_same_seed_gives_the_same_backbone(shapes_dir: Path, tmp_path: Path)
         states.append(load_model(result.backbone).module.state_dict()["backbone.stem.conv.conv.weight"])
     torch.testing.assert_close(states[0], states[1])
     assert not torch.equal(states[0], states[2])
+
+
+def test_a_backbone_is_tuned_on_at_another_size_and_with_other_classes(
+    folders: Path, shapes_dir: Path, tmp_path: Path
+) -> None:
+    first = pretrain_classification(
+        config(folders, tmp_path / "first", epochs=1, preprocess="darknet"), show_progress=False
+    )
+    changes = {"epochs": 1, "weights": first.backbone, "size_hw": (96, 96), "learning_rate": 1e-9}
+    second = pretrain_classification(config(shapes_dir, tmp_path / "second", **changes), show_progress=False)
+    before, after = load_model(first.backbone), load_model(second.backbone)
+    name = "backbone.stages.3.0.conv.weight"
+    torch.testing.assert_close(after.module.get_parameter(name), before.module.get_parameter(name))
+    assert after.module.num_classes == 4 and after.preprocess == before.preprocess
+
+
+def test_what_is_wrong_with_the_model_is_said_before_the_data_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    with pytest.raises(CheckpointError, match="missing"):
+        missing = tmp_path / "missing.pt"
+        pretrain_classification(config(nowhere, tmp_path / "a", weights=missing), show_progress=False)
+    monkeypatch.setattr(DetectionModel, "backbone_prefixes", ())
+    with pytest.raises(InputError, match="a family whose backbone runs by itself"):
+        pretrain_classification(config(nowhere, tmp_path / "a"), show_progress=False)
 
 
 def test_images_that_do_not_decode_are_passed_over(folders: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # What means something to a pre-training; the rest speaks of boxes.
 _PRETRAINING_OPTIONS = frozenset(
     "as_json batch cutmix data device epochs imgsz label_smoothing lr model optimizer out preprocess schedule "
-    "seed".split()
+    "seed weights".split()
 )
 
 # What means something to detectors without a network.

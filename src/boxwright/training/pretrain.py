@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,13 @@ from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
 from boxwright.models import DetectionModel, build_model
 from boxwright.models.common.class_targets import softmax_class_targets
-from boxwright.models.common.loading import default_size_hw
+from boxwright.models.common.loading import Weights, default_size_hw, read_weights
 from boxwright.models.common.saving import save_checkpoint
 from boxwright.training.classification_data import ClassificationData, ClassificationImages, load_classification
 from boxwright.training.config import TrainConfig
 from boxwright.training.cutmix import cutmix
 from boxwright.training.engine import choose_device
+from boxwright.training.initial_weights import start_from_weights
 from boxwright.training.lightning_module import make_optimizer, make_schedule, set_rates
 from boxwright.training.reporting import TrainingDisplay
 
@@ -117,13 +118,14 @@ def pretrain_classification(
     """Train a detector's backbone to classify images.
 
     Args:
-        config: of the run; data, model, out, epochs, batch, size_hw, preprocess, learning rate, optimizer, schedule,
-            label smoothing, colours and mirror images, seed and device are used.
+        config: of the run; data, model, weights, out, epochs, batch, size_hw, preprocess, learning rate, optimizer,
+            schedule, label smoothing, colours and mirror images, seed and device are used.
         cutmix_probability: that a batch is mixed.
         show_progress: on stderr.
 
     Raises:
         InputError: where the family's backbone cannot be trained by itself, or something does not fit.
+        CheckpointError: where the weights are not of that variant.
         DatasetError: where there is nothing to learn from.
         OutputError: where the result would replace another, or cannot be written.
         AnswerIsNoError: where training diverges.
@@ -134,6 +136,8 @@ def pretrain_classification(
             str(config.out), expected="a folder without a result", got=f"one with {BACKBONE_FILE}", fix="pass another"
         )
     check_writable(config.out / BACKBONE_FILE)
+    _check_model(config)
+    weights = None if config.weights is None else read_weights(config.weights, model=config.model)
     data = load_classification(config.data, config.train_split)
     if data is None or len(data.class_names) < 2:
         raise DatasetError(
@@ -144,9 +148,12 @@ def pretrain_classification(
         )
     torch.manual_seed(config.seed)
     module = build_model(config.model, num_classes=len(data.class_names))
+    notes = () if weights is None else start_from_weights(module, weights, data.class_names, str(config.weights))
     with TrainingDisplay(config.epochs, is_shown=show_progress) as display:
         display.note(f"{config.data}: {len(data.samples)} images of {len(data.class_names)} classes")
-        run = _Pretraining(config, module, data, device, cutmix_probability)
+        for note in notes:
+            display.note(note)
+        run = _Pretraining(config, module, data, device, cutmix_probability, weights)
         history = []
         for epoch in range(config.epochs):
             history.append(run.do_epoch(epoch))
@@ -163,8 +170,25 @@ def pretrain_classification(
         history=tuple(history),
         unreadable=tuple(run.unreadable),
     )
-    _write(config, module, result)
+    _write(config, module, weights, result)
     return result
+
+
+def _check_model(config: TrainConfig) -> None:
+    """Raise what is wrong with the model, before the data are read and tell how many classes it has."""
+    _classifier(build_model(config.model, num_classes=1), 2, config.size_hw or USUAL_SIZE_HW)
+
+
+def _classifier(module: DetectionModel, num_classes: int, size_hw: tuple[int, int]) -> BackboneClassifier:
+    backbone = module.backbone_module()
+    if backbone is None:
+        raise InputError(
+            "--pretrain-classification",
+            expected="a family whose backbone runs by itself",
+            got=module.variant,
+            fix="train another family",
+        )
+    return BackboneClassifier(backbone, num_classes, torch.zeros(1, 3, *size_hw))
 
 
 class _Pretraining:
@@ -177,6 +201,7 @@ class _Pretraining:
         data: ClassificationData,
         device: torch.device,
         cutmix_probability: float,
+        weights: Weights | None,
     ) -> None:
         self.config = config
         self.device = device
@@ -184,16 +209,8 @@ class _Pretraining:
         self.cutmix_probability = cutmix_probability
         self.unreadable: dict[str, None] = {}
         self.size_hw = USUAL_SIZE_HW if config.size_hw is None else config.size_hw
-        self.preprocess = _preprocess(config, module, self.size_hw)
-        if len(module.backbone_prefixes) != 1:
-            raise InputError(
-                "--pretrain-classification",
-                expected="a family whose backbone is one module",
-                got=module.variant,
-                fix="train another family",
-            )
-        backbone = module.get_submodule(module.backbone_prefixes[0])
-        self.classifier = BackboneClassifier(backbone, self.num_classes, torch.zeros(1, 3, *self.size_hw)).to(device)
+        self.preprocess = _preprocess(config, module, weights, self.size_hw)
+        self.classifier = _classifier(module, self.num_classes, self.size_hw).to(device)
         self.optimizer = make_optimizer(config, [(1.0, group) for group in _groups(self.classifier, config)])
         self.schedule = make_schedule(config)
         colors = config.augmentation.resolved()
@@ -276,19 +293,24 @@ def _groups(classifier: nn.Module, config: TrainConfig) -> list[dict[str, Any]]:
     ]
 
 
-def _preprocess(config: TrainConfig, module: DetectionModel, size_hw: tuple[int, int]) -> Preprocess:
+def _preprocess(
+    config: TrainConfig, module: DetectionModel, weights: Weights | None, size_hw: tuple[int, int]
+) -> Preprocess:
     if config.preprocess is not None:
         return preset(config.preprocess, size_hw)
+    if weights is not None and weights.manifest is not None:
+        given = weights.manifest.preprocess
+        return given if given.size_hw is None else replace(given, size_hw=size_hw)
     return module.default_preprocess(size_hw)
 
 
-def _write(config: TrainConfig, module: DetectionModel, result: PretrainResult) -> None:
+def _write(config: TrainConfig, module: DetectionModel, weights: Weights | None, result: PretrainResult) -> None:
     size_hw = default_size_hw(config.model)
     manifest = Manifest(
         family=module.family,
         variant=module.variant,
         class_names=result.class_names,
-        preprocess=_preprocess(config, module, size_hw),
+        preprocess=_preprocess(config, module, weights, size_hw),
         decode=module.decode_spec(size_hw),
         stage="raw",
         boxwright_version=__version__,

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from boxwright.core.decode_spec import DecodeSpec
+from boxwright.core.decode_spec import AnchorDeltas, DecodeSpec, Grid
 from boxwright.core.errors import InputError
 from boxwright.core.preprocess import Preprocess
 from boxwright.models.common.loss_options import LossOptions
@@ -169,10 +169,24 @@ class DetectionModel(nn.Module, ABC):
         # In torchvision's detectors the pyramid is a part of `backbone`, and what others call so is its `body`.
         return ("backbone.body",) if hasattr(backbone, "body") else ("backbone",)
 
+    def backbone_module(self) -> nn.Module | None:
+        """The backbone as a module that maps images to its maps, with the detector's own layers; None without one."""
+        return self.get_submodule(self.backbone_prefixes[0]) if len(self.backbone_prefixes) == 1 else None
+
     @property
     def num_anchor_sizes(self) -> int:
         """How many anchor sizes `set_anchors` takes; 0 where the family has none that depend on the data."""
         return 0
+
+    def anchor_sizes_wh(self, size_hw: tuple[int, int]) -> list[tuple[float, float]]:
+        """Widths and heights in pixels of the anchors of all levels, at this input size; empty where there are none."""
+        spec = self.decode_spec(size_hw)
+        if isinstance(spec, Grid):
+            return [size_wh for level in spec.levels for size_wh in level.anchors_wh]
+        if isinstance(spec, AnchorDeltas):
+            cells = [cell for level in spec.levels for cell in level.cell_boxes_xyxy]
+            return [(x2 - x1, y2 - y1) for x1, y1, x2, y2 in cells]
+        return []
 
     def set_anchors(self, sizes_wh: Sequence[tuple[float, float]]) -> None:
         """Replace the anchors, which must then be part of the state dict.
