@@ -209,6 +209,72 @@ def test_a_cfg_that_makes_no_sense_is_named_with_its_line(cfg: str, named: str, 
     assert "\n" not in str(caught.value) and "net.cfg" in str(caught.value)
 
 
+CONV = "[convolutional]\nfilters=8\nactivation=leaky\n"
+DEEP = "[convolutional]\nfilters=8\nsize=3\nstride=2\npad=1\nactivation=leaky\n"
+
+
+@pytest.mark.parametrize(
+    ("cfg", "section", "named"),
+    [
+        (one_head("[reorg]\nstride=0\n"), "5 [reorg]", "positive stride"),
+        (one_head("[reorg]\nstride=-1\n"), "5 [reorg]", "positive stride"),
+        (one_head(CONV + "size=3\ndilation=0\n"), "5 [convolutional]", "dilation 0"),
+        (one_head(CONV + "size=3\npadding=-1\n"), "5 [convolutional]", "padding -1"),
+        (one_head(CONV.replace("8", "999999999")), "5 [convolutional]", "filters of at most"),
+        (one_head(CONV.replace("8", "9" * 30)), "5 [convolutional]", "whole number for filters"),
+        (one_head(CONV + "stride=2147483647\n" + CONV), "1 [net]", "strides of at most"),
+        (one_head("[maxpool]\nsize=2\npadding=4\n"), "5 [maxpool]", "padding 4"),
+        (one_head("").replace("anchors=4,4, 8,8", "anchors=4,4, 8,nan"), "9 [yolo]", "anchors"),
+        (one_head("").replace("anchors=4,4, 8,8", "anchors=4,4, 8,inf"), "9 [yolo]", "anchors"),
+        (one_head("") + "scale_x_y=nan\n", "9 [yolo]", "scale_x_y"),
+        (one_head("") + "iou_normalizer=-inf\n", "9 [yolo]", "iou_normalizer"),
+        (one_head("").replace("channels=3", "channels=1"), "1 [net]", "channels=1"),
+        (one_head("").replace("width=32", "width=0"), "1 [net]", "positive height and width"),
+        (one_head(f"{CONV}{DEEP}[sam]\nfrom=0\n"), "14 [sam]", "strides"),
+        (one_head(f"{CONV}[avgpool]\n[sam]\nfrom=0\n"), "9 [sam]", "strides"),
+        (one_head(f"{CONV}{DEEP}[scale_channels]\nfrom=0\n"), "14 [scale_channels]", "strides"),
+        # Geometry: the grid that comes out is not the one that the stride says.
+        (
+            one_head(CONV + "size=3\npad=0\n" + DEEP),
+            "5 [convolutional]",
+            "stride 1 says, got 30x32",
+        ),
+        (one_head(DEEP.replace("size=3", "size=2")), "5 [convolutional]", "got 17x18"),
+        (one_head("[maxpool]\nsize=3\nstride=2\npadding=0\n"), "5 [maxpool]", "got 15x16"),
+        (one_head(f"{CONV}size=3\n{CONV}[route]\nlayers=-1,-2\n"), "5 [convolutional]", "got 14x15"),
+        (one_head(f"{CONV}{CONV}size=3\n[shortcut]\nfrom=-2\n"), "12 [shortcut]", "maps of 14x15, 16x17 pixels"),
+        (one_head(f"{CONV}[avgpool]\n"), "13 [yolo]", "a grid before it"),
+    ],
+)
+def test_values_and_geometry_that_make_no_sense_are_named_with_their_section(
+    cfg: str, section: str, named: str, tmp_path: Path
+) -> None:
+    (tmp_path / "net.cfg").write_text(cfg)
+    with pytest.raises(CheckpointError) as caught:
+        load_model(tmp_path / "net.cfg", class_names=NAMES)
+    message = str(caught.value)
+    assert f"net.cfg:{section}" in message and named in message and "\n" not in message
+
+
+def test_padding_that_is_made_up_for_later_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "net.cfg").write_text(one_head(f"{CONV}size=3\n{CONV}size=3\npadding=2\n"))
+    assert load_model(tmp_path / "net.cfg", class_names=NAMES).variant == "net"
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_cfg_without_weights_expects_few_objects(normalised: bool, tmp_path: Path) -> None:
+    cfg = one_head(CONV)
+    if normalised:
+        cfg = cfg.replace("filters=16", "filters=16\nbatch_normalize=1")
+    (tmp_path / "net.cfg").write_text(cfg)
+    last = build_model(str(tmp_path / "net.cfg"), num_classes=3).network.layers[-2]
+    bias = (last[1] if normalised else last[0]).bias.detach().view(2, 8)
+    assert torch.allclose(bias[:, 4].sigmoid(), torch.tensor(0.01)) and (bias[:, [0, 5]].sigmoid() > 0.1).all()
+    write_weights(DarknetNetwork(parse_cfg(cfg, "net.cfg")), tmp_path / "net.weights")
+    loaded = load_model(tmp_path / "net.weights", class_names=NAMES).module.network.layers[-2]
+    assert ((loaded[1] if normalised else loaded[0]).bias.view(2, 8)[:, 4].sigmoid() > 0.1).all()
+
+
 @pytest.mark.parametrize(
     ("route", "named"),
     [("layers=-1,2", "before this one"), ("layers=1", "before this one"), ("layers=5", "before this one")],

@@ -22,6 +22,7 @@ from boxwright.core.preprocess_presets import preset
 from boxwright.models.common import darknet_architectures as architectures
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.darknet_files import Section, parse_cfg, read_cfg, read_tree, read_weights, write_cfg
+from boxwright.models.common.darknet_geometry import check_grids
 from boxwright.models.common.darknet_layers import Convolution
 from boxwright.models.common.darknet_loss import (
     HeadRules,
@@ -85,6 +86,8 @@ class Darknet(DetectionModel):
     def __init__(
         self, *, variant: str, sections: list[Section], tree_text: str | None = None, is_custom: bool = False
     ) -> None:
+        if is_custom:  # before memory is taken for it
+            check_grids(sections)
         network = DarknetNetwork(sections)
         tree = None if tree_text is None else parse_tree(tree_text, f"the tree of {sections[0].source}")
         rules = [replace(read_head_rules(head.section, head.stride), tree=tree) for head in network.heads]
@@ -102,12 +105,11 @@ class Darknet(DetectionModel):
         self._nms_overlap: Overlap = (
             "diou" if network.heads[-1].section.text("nms_kind", "greedynms") == "diounms" else "iou"
         )
-        self._divisor = int(max(shape.stride for shape in network.shapes if math.isfinite(shape.stride)))
 
     @property
     def size_divisor(self) -> int:  # type: ignore[override]
         """The largest stride in the network."""
-        return self._divisor
+        return self.network.size_divisor
 
     @property
     def learns_class_only(self) -> bool:  # type: ignore[override]
@@ -231,14 +233,20 @@ def build(variant: str, num_classes: int) -> Darknet:
     """A network of that variant with random weights."""
     config = VARIANTS[variant]
     model = Darknet(variant=variant, sections=parse_cfg(config.write_cfg(config.size_hw, num_classes), variant))
-    for head, rule in zip(model.network.heads, model._rules, strict=True):
-        last = model.network.layers[head.layer - 1]
-        assert isinstance(last, Convolution) and isinstance(last[0], nn.Conv2d) and last[0].bias is not None
-        with torch.no_grad():
-            # An untrained head should see an object hardly anywhere, or the empty cells drown the rest of the loss.
-            bias = last[0].bias.view(len(rule.mask), -1)
-            bias[:, 4] = -math.log((1 - _PRIOR_PROBABILITY) / _PRIOR_PROBABILITY)
+    _expect_few_objects(model)
     return model
+
+
+def _expect_few_objects(model: Darknet) -> None:
+    """Have untrained heads see an object hardly anywhere, or the empty cells drown the rest of the loss."""
+    for head, rule in zip(model.network.heads, model.rules, strict=True):
+        last = model.network.layers[head.layer - 1]
+        if not isinstance(last, Convolution) or not isinstance(last[-1], nn.Identity):
+            continue  # a .cfg of one's own may end otherwise, in what has no bias to set
+        bias = last[1].bias if isinstance(last[1], nn.BatchNorm2d) else last[0].bias
+        assert isinstance(bias, Tensor)
+        with torch.no_grad():
+            bias.view(len(rule.mask), -1)[:, 4] = -math.log((1 - _PRIOR_PROBABILITY) / _PRIOR_PROBABILITY)
 
 
 def import_checkpoint(state: StateDict, variant: str) -> ImportedWeights:
@@ -259,12 +267,16 @@ def open_network(path: Path) -> NetworkFile:
     """
     cfg_path = path.with_name(path.name.removesuffix(path.suffix) + ".cfg")
     sections = parse_cfg(read_cfg(cfg_path), str(cfg_path))
+    size_hw = sections[0].integer("height", 416), sections[0].integer("width", 416)
+    if min(size_hw) < 1:
+        raise sections[0].error("a positive height and width", f"{size_hw[0]} and {size_hw[1]}")
     trees = [text for section in sections if (text := read_tree(cfg_path, section)) is not None]
     tree_text = trees[0] if trees else None
     model = Darknet(variant=cfg_path.stem, sections=sections, tree_text=tree_text, is_custom=True)
-    if path.suffix != ".cfg":
+    if path.suffix == ".cfg":
+        _expect_few_objects(model)
+    else:
         model.network.load(read_weights(path), str(path))
-    size_hw = sections[0].integer("height", 416), sections[0].integer("width", 416)
     names = None if tree_text is None else parse_tree(tree_text, str(cfg_path)).names
     return NetworkFile(module=model, size_hw=size_hw, class_names=names)
 

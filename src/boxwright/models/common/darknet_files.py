@@ -6,6 +6,8 @@ file is a header (three int32 of version, then the number of images seen) and fl
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from boxwright.core.errors import CheckpointError
 
 _VERSION_WITH_WIDE_COUNTER = 2
+_LARGEST_INTEGER = 2**31 - 1  # Darknet's int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +38,11 @@ class Section:
 
     def integer(self, key: str, default: int | None = None) -> int:
         """An option as a whole number; an error where it is none, or missing without a default."""
-        return int(self._parse(key, None if default is None else str(default), int, "a whole number"))
+        return int(self._parse(key, None if default is None else str(default), _whole, "a whole number"))
 
     def number(self, key: str, default: float) -> float:
-        """An option as a number."""
-        return float(self._parse(key, str(default), float, "a number"))
+        """An option as a finite number."""
+        return float(self._parse(key, str(default), _finite, "a number"))
 
     def text(self, key: str, default: str) -> str:
         """An option as it stands."""
@@ -47,11 +50,11 @@ class Section:
 
     def integers(self, key: str) -> tuple[int, ...]:
         """An option as whole numbers separated by commas; none where it is missing."""
-        return tuple(int(value) for value in self._list(key, int, "whole numbers"))
+        return tuple(int(value) for value in self._list(key, _whole, "whole numbers"))
 
     def numbers(self, key: str) -> tuple[float, ...]:
-        """An option as numbers separated by commas; none where it is missing."""
-        return tuple(float(value) for value in self._list(key, float, "numbers"))
+        """An option as finite numbers separated by commas; none where it is missing."""
+        return tuple(float(value) for value in self._list(key, _finite, "numbers"))
 
     def refuse(self, *keys: str) -> None:
         """Raise `CheckpointError` where one of these options is set to anything but 0: each would change the result."""
@@ -63,21 +66,35 @@ class Section:
         """An error that names this section."""
         return CheckpointError(f"{self.source}:{self.line} [{self.name}]", expected=expected, got=got, fix=fix)
 
-    def _parse(self, key: str, default: str | None, kind: type, expected: str) -> float:
+    def _parse(self, key: str, default: str | None, kind: Callable[[str], float], expected: str) -> float:
         value = self.options.get(key, default)
         if value is None:
             raise self.error(f"the option {key}", "none")
         try:
-            return kind(value)  # type: ignore[no-any-return]
+            return kind(value)
         except ValueError:
             raise self.error(f"{expected} for {key}", repr(value)) from None
 
-    def _list(self, key: str, kind: type, expected: str) -> list[float]:
+    def _list(self, key: str, kind: Callable[[str], float], expected: str) -> list[float]:
         parts = [part for part in self.options.get(key, "").replace(" ", "").split(",") if part]
         try:
             return [kind(part) for part in parts]
         except ValueError:
             raise self.error(f"{expected} separated by commas for {key}", repr(self.options[key])) from None
+
+
+def _whole(text: str) -> int:
+    value = int(text)
+    if abs(value) > _LARGEST_INTEGER:
+        raise ValueError(text)
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(text)
+    return value
 
 
 def parse_cfg(text: str, source: str) -> list[Section]:

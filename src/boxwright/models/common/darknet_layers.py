@@ -18,6 +18,8 @@ LEAKY_SLOPE = 0.1
 BATCH_NORM_EPSILON = 1e-6
 # Kernels that are turned or bent in training; none of the detectors has them.
 _ASSISTED_KERNELS = ("deform", "sway", "rotate", "stretch", "stretch_sway")
+# 1 GiB of float32; the largest of the authors', YOLO9000's last, has a ninth of that.
+_LARGEST_KERNEL = 2**28
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "linear": nn.Identity,
     "leaky": lambda: nn.LeakyReLU(LEAKY_SLOPE, inplace=True),
@@ -52,6 +54,12 @@ class Convolution(nn.Sequential):
                 f"positive size and stride, and groups that divide {in_channels} and {filters} channels",
                 f"size {size}, stride {stride}, groups {groups}",
             )
+        if dilation < 1 or padding < 0:
+            raise section.error(
+                "a positive dilation and a padding of 0 or more", f"dilation {dilation}, padding {padding}"
+            )
+        if (numbers := filters * (in_channels // groups) * size**2) > _LARGEST_KERNEL:
+            raise section.error(f"filters of at most {_LARGEST_KERNEL} numbers together", f"{numbers}")
         normalised = bool(section.integer("batch_normalize", 0))
         layers: list[nn.Module] = [
             nn.Conv2d(
@@ -76,6 +84,8 @@ class MaxPool(nn.Module):
         self.padding = section.integer("padding", self.size - 1)
         if self.size < 1 or self.stride < 1 or self.padding < 0:
             raise section.error("positive size and stride", f"size {self.size}, stride {self.stride}")
+        if self.padding > self.size:  # a window would hold nothing of the image
+            raise section.error(f"a padding of at most its size {self.size}", f"padding {self.padding}")
 
     def forward(self, features: Tensor) -> Tensor:
         before, after = self.padding // 2, self.padding - self.padding // 2
@@ -102,6 +112,8 @@ class Reorg(nn.Module):
         self.stride = section.integer("stride", 1)
         if section.integer("reverse", 0) or section.integer("flatten", 0):
             raise section.error("a plain reorg", "reverse or flatten")
+        if self.stride < 1:
+            raise section.error("a positive stride", str(self.stride))
 
     def forward(self, features: Tensor) -> Tensor:
         batch, channels, height, width = features.shape

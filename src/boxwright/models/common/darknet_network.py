@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -53,6 +54,8 @@ class DarknetNetwork(nn.Module):
     def __init__(self, sections: list[Section]) -> None:
         super().__init__()
         self.in_channels = sections[0].integer("channels", 3)
+        if self.in_channels != 3:
+            raise sections[0].error("channels=3, for colour images", f"channels={self.in_channels}")
         self.layers = nn.ModuleList()
         self.reads: list[tuple[int, ...]] = []  # indices of the layers that each one reads; -1 is the image
         self.heads: list[Head] = []
@@ -67,6 +70,16 @@ class DarknetNetwork(nn.Module):
                 fix="give the .cfg of a detector",
             )
         self._drop_what_no_head_needs()
+
+    @property
+    def needed(self) -> frozenset[int]:
+        """Indices of the layers that some head reads, by way of others or not."""
+        return self._needed
+
+    @property
+    def size_divisor(self) -> int:
+        """The largest stride in the network."""
+        return int(max((shape.stride for shape in self.shapes if 1 <= shape.stride < math.inf), default=1))
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Inputs of the heads (B, A * (5 + C), H, W) for images (B, 3, H, W)."""
@@ -213,6 +226,9 @@ def _product(network: DarknetNetwork, section: Section, index: int) -> _Built:
     shapes = [network._shape(index - 1), network._shape(others[0])]
     if shapes[0].channels != shapes[1].channels:
         raise section.error("layers of the same width", f"{[shape.channels for shape in shapes]} channels")
+    # One value a channel scales a map of any size.
+    if section.name == "sam" or all(math.isfinite(shape.stride) for shape in shapes):
+        _require_one_stride(section, shapes)
     return Product(section), (index - 1, others[0]), min(shapes, key=lambda shape: shape.stride)
 
 
