@@ -21,6 +21,7 @@ from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
 from boxwright.models.common import darknet_architectures as architectures
 from boxwright.models.common.checkpoint import StateDict
+from boxwright.models.common.darknet_backbone import DarknetBackbone, backbone_length
 from boxwright.models.common.darknet_files import Section, parse_cfg, read_cfg, read_tree, read_weights, write_cfg
 from boxwright.models.common.darknet_geometry import check_grids
 from boxwright.models.common.darknet_layers import Convolution
@@ -115,6 +116,14 @@ class Darknet(DetectionModel):
     def learns_class_only(self) -> bool:  # type: ignore[override]
         """Whether images of which the class alone is known may teach it."""
         return self._rules[0].is_region
+
+    @property
+    def backbone_prefixes(self) -> tuple[str, ...]:
+        layers = self.network.layers[: backbone_length(self.network)]
+        return tuple(f"network.layers.{index}" for index, layer in enumerate(layers) if isinstance(layer, Convolution))
+
+    def backbone_module(self) -> nn.Module | None:
+        return DarknetBackbone(self.network) if self.backbone_prefixes else None
 
     @property
     def rules(self) -> list[HeadRules]:
@@ -239,7 +248,7 @@ def build(variant: str, num_classes: int) -> Darknet:
 
 def _expect_few_objects(model: Darknet) -> None:
     """Have untrained heads see an object hardly anywhere, or the empty cells drown the rest of the loss."""
-    for head, rule in zip(model.network.heads, model.rules, strict=True):
+    for head, rule in zip(model.network.heads, model._rules, strict=True):
         last = model.network.layers[head.layer - 1]
         if not isinstance(last, Convolution) or not isinstance(last[-1], nn.Identity):
             continue  # a .cfg of one's own may end otherwise, in what has no bias to set
