@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from boxwright.core.errors import InputError
+from boxwright.core.errors import CheckpointError, InputError
 from boxwright.data import Dataset, load_dataset
 from boxwright.models import build_model, load_model
+from boxwright.models.common.checkpoint import load_weights
 from boxwright.models.common.kmeans_anchors import kmeans_anchors, mean_best_overlap
+from boxwright.models.common.targets import Targets
 from boxwright.training import TrainConfig, train
 from boxwright.training.fit_anchors import fit_anchors, network_sizes_wh
 
@@ -88,3 +90,44 @@ def test_a_run_keeps_its_anchors_through_checkpoint_and_resume(shapes_dir: Path,
     fit_anchors(fitted, load_dataset(shapes_dir, "train"), loaded.preprocess, "kmeans", seed=0)
     assert loaded.module.decode_spec((96, 128)) == fitted.decode_spec((96, 128))
     assert loaded.manifest().decode == fitted.decode_spec((96, 128))
+
+
+@pytest.mark.parametrize("variant", ["retinanet-pico", "efficientdet-pico", "ssd-pico"])
+def test_published_anchors_give_way_to_fitted_ones(shapes: Dataset, variant: str) -> None:
+    size_hw = (160, 256)
+    model = build_model(variant, num_classes=4)
+    preprocess = model.default_preprocess(size_hw)
+    published_state, published = model.state_dict(), model.decode_spec(size_hw)
+    sizes = network_sizes_wh(shapes, preprocess)
+    usual = mean_best_overlap(sizes, np.array(model.anchor_sizes_wh(size_hw)))
+    fit_anchors(model, shapes, preprocess, "kmeans", seed=0)
+    used = np.array(model.anchor_sizes_wh(size_hw))
+    assert mean_best_overlap(sizes, used) > usual
+    np.testing.assert_allclose(used, kmeans_anchors(sizes, model.num_anchor_sizes, 0), rtol=1e-4)
+    fitted = model.decode_spec(size_hw)
+    before, after = published.priors(), fitted.priors()
+    assert before is not None and after is not None and before.shape == after.shape
+    # The anchors stay where they were, and nothing else of the decoding changes.
+    np.testing.assert_allclose(after[:, :2] + after[:, 2:], before[:, :2] + before[:, 2:], atol=1e-3)
+    assert not np.allclose(before, after)
+    assert set(model.state_dict()) - set(published_state) == {"fitted_anchors_wh"}
+
+    other = build_model(variant, num_classes=4)
+    load_weights(other, model.state_dict(), "fitted")
+    assert other.decode_spec(size_hw) == fitted
+    load_weights(other, published_state, "published")
+    assert other.decode_spec(size_hw) == published and set(other.state_dict()) == set(published_state)
+    other.load_state_dict(model.state_dict())
+    assert other.decode_spec(size_hw) == fitted
+    misshapen = {**model.state_dict(), "fitted_anchors_wh": torch.ones(3, 2)}
+    with pytest.raises(CheckpointError, match="fitted_anchors_wh"):
+        load_weights(other, misshapen, "misshapen")
+
+
+def test_the_loss_assigns_to_fitted_anchors() -> None:
+    model = build_model("ssd-pico", num_classes=2).train()
+    targets = Targets(boxes_xyxy=[torch.tensor([[40.0, 40.0, 64.0, 72.0]])] * 2, class_ids=[torch.tensor([1])] * 2)
+    heads = model(torch.zeros(2, 3, 160, 160))
+    usual = model.loss(heads, targets)["box"]
+    model.set_anchors([(8.0 + index, 90.0 + index) for index in range(model.num_anchor_sizes)])
+    assert not torch.isclose(model.loss(heads, targets)["box"], usual)

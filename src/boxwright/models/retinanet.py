@@ -27,13 +27,13 @@ from boxwright.models.common.boxes import OverlapKind
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.class_targets import sigmoid_class_targets
 from boxwright.models.common.dense_head import TOWER_DEPTH, conv_tower, flatten_levels, prediction_layer
-from boxwright.models.common.detector import DetectionModel
 from boxwright.models.common.feature_pyramid import (
     PYRAMID_CHANNELS,
     PyramidBackbone,
     pyramid_grids_hw,
     pyramid_steps_hw,
 )
+from boxwright.models.common.fitted_anchors import FittedAnchorModel
 from boxwright.models.common.iou_losses import overlap_loss
 from boxwright.models.common.registry import ImportedWeights
 from boxwright.models.common.targets import Targets
@@ -129,7 +129,7 @@ class _BoxHead(nn.Module):
         return deltas
 
 
-class RetinaNet(DetectionModel):
+class RetinaNet(FittedAnchorModel):
     """The detector; its keys are those of torchvision's."""
 
     family: ClassVar[str] = "retinanet"
@@ -207,11 +207,15 @@ class RetinaNet(DetectionModel):
             return overlap_loss(decode_deltas(deltas, anchors), boxes, kind=kind).sum()
         return functional.smooth_l1_loss(deltas, encode_deltas(boxes, anchors), beta=SMOOTH_L1_BETA, reduction="sum")
 
+    @property
+    def anchors_per_level(self) -> tuple[int, ...]:
+        return (ANCHORS_PER_CELL,) * len(self.config.anchor_sides)
+
     def decode_spec(self, size_hw: tuple[int, int]) -> AnchorDeltas:
         self.check_size(size_hw)
         return AnchorDeltas(
             num_classes=self.num_classes,
-            levels=anchor_levels(size_hw, self.config.anchor_sides),
+            levels=self.with_fitted_anchors(anchor_levels(size_hw, self.config.anchor_sides)),
             delta_clip=DELTA_CLIP,
             multi_label=True,
             clip_to_image=True,

@@ -26,7 +26,7 @@ from boxwright.models.common.anchor_deltas import DELTA_CLIP, decode_deltas, enc
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.default_boxes import default_box_levels, linear_scales, num_boxes_per_cell
 from boxwright.models.common.dense_head import flatten_levels
-from boxwright.models.common.detector import DetectionModel
+from boxwright.models.common.fitted_anchors import FittedAnchorModel
 from boxwright.models.common.iou_losses import overlap_loss
 from boxwright.models.common.multibox_loss import multibox_class_loss
 from boxwright.models.common.registry import ImportedWeights
@@ -160,7 +160,7 @@ class _LevelHead(nn.Module):
         return flatten_levels(maps, self.width)  # (B, N, width)
 
 
-class Ssd(DetectionModel):
+class Ssd(FittedAnchorModel):
     """The detector; the keys of its heads are those of torchvision's."""
 
     family: ClassVar[str] = "ssd"
@@ -259,11 +259,15 @@ class Ssd(DetectionModel):
             fix=f"pass --imgsz {max(smallest, size_hw[0])}x{max(smallest, size_hw[1])}",
         )
 
+    @property
+    def anchors_per_level(self) -> tuple[int, ...]:
+        return tuple(num_boxes_per_cell(ratios) for ratios in self.config.aspect_ratios)
+
     def decode_spec(self, size_hw: tuple[int, int]) -> AnchorDeltas:
         self.check_size(size_hw)
         return AnchorDeltas(
             num_classes=self.num_classes,
-            levels=self._anchor_levels(size_hw),
+            levels=self.with_fitted_anchors(self._anchor_levels(size_hw)),
             box_weights=BOX_WEIGHTS,
             delta_clip=DELTA_CLIP,
             score_activation="softmax",

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from boxwright.core.boxes import FloatArray
-from boxwright.core.decode_spec import Grid
 from boxwright.core.errors import InputError
 from boxwright.core.preprocess import Preprocess
 from boxwright.data import Dataset
@@ -48,7 +47,8 @@ def fit_anchors(
         )
     sizes_wh = network_sizes_wh(dataset, preprocess)
     if source == "auto":
-        recall = best_possible_recall(sizes_wh, _anchors_of(module, preprocess))
+        assert preprocess.size_hw is not None  # families with such anchors have a fixed input
+        recall = best_possible_recall(sizes_wh, np.array(module.anchor_sizes_wh(preprocess.size_hw)))
         if recall >= SUFFICIENT_RECALL:
             return (f"the anchors are kept: best possible recall {recall:.3f} on {len(sizes_wh)} training boxes",)
     anchors = kmeans_anchors(sizes_wh, count, seed) if source == "kmeans" else auto_anchors(sizes_wh, count, seed)
@@ -57,14 +57,6 @@ def fit_anchors(
     fit = f"mean best IoU {mean_best_overlap(sizes_wh, anchors):.3f}"
     share = f"best possible recall {best_possible_recall(sizes_wh, anchors):.3f}"
     return (f"anchors from {len(sizes_wh)} training boxes, {fit}, {share}: {shown}",)
-
-
-def _anchors_of(module: DetectionModel, preprocess: Preprocess) -> FloatArray:
-    """The widths and heights (K, 2) that a detector has now, in pixels of the network's input."""
-    assert preprocess.size_hw is not None  # families with such anchors have a fixed input
-    spec = module.decode_spec(preprocess.size_hw)
-    assert isinstance(spec, Grid)
-    return np.array([anchor for level in spec.levels for anchor in level.anchors_wh])
 
 
 def network_sizes_wh(dataset: Dataset, preprocess: Preprocess) -> FloatArray:

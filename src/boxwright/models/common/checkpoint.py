@@ -126,6 +126,9 @@ def load_weights(module: nn.Module, state: StateDict, source: str) -> None:
     Raises:
         CheckpointError: where keys are missing, left over or of another shape; names up to ten of each.
     """
+    match_state = getattr(module, "match_state", None)  # of models a part of whose state is optional
+    if match_state is not None:
+        match_state(state)
     own = module.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     surplus = [key for key in state if key not in own]
