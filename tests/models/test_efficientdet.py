@@ -11,6 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from timm.layers import create_pool2d
+from torchvision.ops import box_iou
 
 from boxwright.core.decode import decode_nms
 from boxwright.core.errors import CheckpointError
@@ -183,6 +184,24 @@ def test_loss_is_effdets(effdet: Any, smoothing: float) -> None:
     same_class_loss = parts["class"].item() == pytest.approx(expected["class_loss"].item(), rel=1e-4)
     assert same_class_loss == (smoothing == 0)
     assert parts["loss"].item() == pytest.approx(parts["class"].item() + parts["box"].item())
+
+
+def test_an_overlap_in_place_of_the_huber_loss() -> None:
+    """Deltas of 0 predict the anchors, so that the loss is what the anchors lack of their object."""
+    model = build_model("efficientdet-d0", num_classes=2)
+    anchors = torch.from_numpy(model.decode_spec((128, 256)).priors())
+    box = anchors[1000] + torch.tensor([1.0, 0, 1, 0])
+    heads = {
+        "class_logits": torch.zeros(1, len(anchors), 2),
+        "box_regression": torch.zeros(1, len(anchors), 4),
+        "_size_hw": torch.tensor([128, 256]),
+    }
+    model.set_loss_options(LossOptions(box_loss="iou"))
+    parts = model.loss(heads, Targets(boxes_xyxy=[box[None]], class_ids=[torch.tensor([1])]))
+    overlaps = box_iou(anchors, box[None])[:, 0]
+    positive = overlaps[overlaps >= 0.5]
+    assert len(positive) > 1
+    assert parts["box"].item() == pytest.approx((1 - positive).sum().item() / (len(positive) + 1), rel=1e-4)
 
 
 @pytest.mark.parametrize("size_hw", [(8, 8), (7, 8), (5, 3), (1, 1), (1, 6)])

@@ -78,7 +78,7 @@ def test_an_option_changes_the_loss_or_is_refused(family: str) -> None:
     """Nothing that is asked for may be ignored: what a family says it heeds must show in its loss."""
     torch.manual_seed(0)
     model = build_model(smallest_variants()[family], num_classes=4).train()
-    side = max(64, 2 * model.size_divisor)
+    side = max(64, 2 * model.size_divisor, model.largest_stride)
     images = torch.randn(2, 3, side, side)
     boxes = [torch.tensor([[8.0, 10, 40, 50]]), torch.tensor([[4.0, 4, 30, 28], [20, 20, 60, 44]])]
     targets = Targets(boxes_xyxy=boxes, class_ids=[torch.tensor([1]), torch.tensor([0, 3])])

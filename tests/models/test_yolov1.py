@@ -12,12 +12,14 @@ from torch import Tensor
 from boxwright.core.decode import decode_nms
 from boxwright.core.errors import CheckpointError
 from boxwright.models import Targets
+from boxwright.models.common.loss_options import LossOptions
 from boxwright.models.yolov1 import VARIANTS, Yolov1, build, import_checkpoint, yolov1_loss
 
 GRID_HW, STRIDE, NUM_BOXES, NUM_CLASSES = (2, 3), 32, 2, 3
 SIZE = GRID_HW[0] * GRID_HW[1] * NUM_BOXES
 # An untouched prediction: objectness 1/2, classes 1/2.
 UNSURE = 0.25
+AS_PUBLISHED = LossOptions()
 
 
 def outputs() -> tuple[Tensor, Tensor, Tensor]:
@@ -27,7 +29,10 @@ def outputs() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def loss_of(
-    boxes_xyxy: list[list[float]], class_ids: list[int], changed: tuple[Tensor, Tensor, Tensor] | None = None
+    boxes_xyxy: list[list[float]],
+    class_ids: list[int],
+    changed: tuple[Tensor, Tensor, Tensor] | None = None,
+    options: LossOptions = AS_PUBLISHED,
 ) -> dict[str, float]:
     raw, logits, objectness = changed or outputs()
     parts = yolov1_loss(
@@ -38,6 +43,7 @@ def loss_of(
         torch.tensor(class_ids, dtype=torch.int64),
         grid_hw=GRID_HW,
         stride=STRIDE,
+        options=options,
     )
     return {name: value.item() for name, value in parts.items()}
 
@@ -62,6 +68,19 @@ def test_places_in_cells_and_roots_of_sizes() -> None:
     assert found["box"] == pytest.approx(5 * (offsets + roots), rel=1e-5)
     iou = 24 * 16 / (48 * 32)  # the object lies within the first box, (24, 32) to (72, 64), up to the edges
     assert found["object"] == pytest.approx((0.5 - iou) ** 2, rel=1e-5)
+
+
+def test_an_overlap_in_place_of_the_squared_errors() -> None:
+    # Within the first box of cell (1, 1), up to its edges: a quarter of its 48 x 32 pixels.
+    found = loss_of([[28.0, 32.0, 52.0, 48.0]], [0], options=LossOptions(box_loss="iou"))
+    plain = loss_of([[28.0, 32.0, 52.0, 48.0]], [0])
+    assert found["box"] == pytest.approx(5 * (1 - 0.25), rel=1e-5)
+    assert {**found, "box": plain["box"]} == pytest.approx(plain)
+
+
+def test_smoothed_classes() -> None:
+    found = loss_of([[24.0, 0.0, 72.0, 32.0]], [1], options=LossOptions(label_smoothing=0.2))
+    assert found["class"] == pytest.approx(3 * (0.9 - 0.5) ** 2)
 
 
 def test_small_boxes_weigh_more_than_large_ones() -> None:

@@ -23,13 +23,14 @@ from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
 from boxwright.models.common import small_backbone
 from boxwright.models.common.anchor_assignment import assign_by_iou
-from boxwright.models.common.anchor_deltas import encode_deltas
+from boxwright.models.common.anchor_deltas import decode_deltas, encode_deltas
 from boxwright.models.common.bifpn import BN_EPS, NUM_LEVELS, BiFpn, Fusion, LevelNorm, Padding, SeparableConv
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.class_targets import sigmoid_class_targets
 from boxwright.models.common.dense_head import PRIOR_PROBABILITY, flatten_levels
+from boxwright.models.common.detector import DetectionModel
 from boxwright.models.common.feature_pyramid import pyramid_grids_hw
-from boxwright.models.common.fitted_anchors import FittedAnchorModel
+from boxwright.models.common.iou_losses import overlap_loss
 from boxwright.models.common.registry import ImportedWeights
 from boxwright.models.common.targets import Targets
 
@@ -160,14 +161,14 @@ class _Head(nn.Module):
         return maps
 
 
-class EfficientDet(FittedAnchorModel):
+class EfficientDet(DetectionModel):
     """The detector; raw heads are logits and deltas of nine anchors a cell on P3 to P7."""
 
     family: ClassVar[str] = "efficientdet"
     largest_stride: ClassVar[int] = 128
     nms_iou_threshold: ClassVar[float] = 0.5
     suggested_augmentation: ClassVar[Mapping[str, float]] = {"mosaic": 0.0, "mixup": 0.0}
-    supported_loss_options: ClassVar[frozenset[str]] = frozenset({"label_smoothing"})
+    supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss", "label_smoothing"})
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
@@ -222,24 +223,25 @@ class EfficientDet(FittedAnchorModel):
             class_loss = class_loss + sigmoid_focal_loss(
                 logits, wanted, alpha=FOCAL_ALPHA, gamma=FOCAL_GAMMA, reduction="sum"
             )
-            wanted_deltas = encode_deltas(boxes[assigned[positive]], anchors[positive])
-            box_loss = box_loss + functional.huber_loss(
-                deltas[positive], wanted_deltas, delta=HUBER_DELTA, reduction="sum"
-            )
+            box_loss = box_loss + self._box_loss(deltas[positive], anchors[positive], boxes[assigned[positive]])
             num_positive += int(positive.sum())
         # The authors divide by one more than there are, which spares images without objects a case of their own.
-        parts = {"class": class_loss / (num_positive + 1), "box": BOX_WEIGHT * box_loss / (4 * (num_positive + 1))}
+        parts = {"class": class_loss / (num_positive + 1), "box": box_loss / (num_positive + 1)}
         return {**parts, "loss": parts["class"] + parts["box"]}
 
-    @property
-    def anchors_per_level(self) -> tuple[int, ...]:
-        return (ANCHORS_PER_CELL,) * NUM_LEVELS
+    def _box_loss(self, deltas: Tensor, anchors: Tensor, boxes: Tensor) -> Tensor:
+        kind = self.loss_options.box_loss
+        if kind is not None:
+            # The weight of 50 makes up for the narrow Huber loss; an overlap is of the classes' size by itself.
+            return overlap_loss(decode_deltas(deltas, anchors), boxes, kind=kind).sum()
+        wanted = encode_deltas(boxes, anchors)
+        return BOX_WEIGHT / 4 * functional.huber_loss(deltas, wanted, delta=HUBER_DELTA, reduction="sum")
 
     def decode_spec(self, size_hw: tuple[int, int]) -> AnchorDeltas:
         self.check_size(size_hw)
         return AnchorDeltas(
             num_classes=self.num_classes,
-            levels=self.with_fitted_anchors(anchor_levels(size_hw, self.config.anchor_scale)),
+            levels=anchor_levels(size_hw, self.config.anchor_scale),
             multi_label=True,
             clip_to_image=True,
             max_detections=100,

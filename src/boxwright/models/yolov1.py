@@ -24,8 +24,11 @@ from boxwright.core.preprocess_presets import preset
 from boxwright.models.common import small_backbone
 from boxwright.models.common.boxes import cxcywh_to_xyxy, pairwise_iou
 from boxwright.models.common.checkpoint import StateDict
+from boxwright.models.common.class_targets import sigmoid_class_targets
 from boxwright.models.common.detector import DetectionModel
+from boxwright.models.common.iou_losses import overlap_loss
 from boxwright.models.common.layers import ConvBnAct
+from boxwright.models.common.loss_options import LossOptions
 from boxwright.models.common.registry import ImportedWeights
 from boxwright.models.common.targets import Targets
 
@@ -37,6 +40,7 @@ LEAKY_SLOPE = 0.1
 _FIRST_OFFSET, _FIRST_ROOT = 0.5, 0.5
 # Lower, the squared error of a sigmoid would hardly have a gradient.
 _PRIOR_PROBABILITY = 0.1
+_AS_PUBLISHED = LossOptions()
 _PRIOR_LOGIT = math.log(_PRIOR_PROBABILITY / (1 - _PRIOR_PROBABILITY))
 
 
@@ -106,6 +110,7 @@ class Yolov1(DetectionModel):
 
     family: ClassVar[str] = "yolov1"
     suggested_augmentation: ClassVar[Mapping[str, float]] = {"mosaic": 0.0, "mixup": 0.0}
+    supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss", "label_smoothing"})
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
@@ -157,6 +162,7 @@ class Yolov1(DetectionModel):
                     class_ids.to(heads["objectness"].device),
                     grid_hw=(rows, columns),
                     stride=self.config.stride,
+                    options=self.loss_options,
                 )
             )
         parts = {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}
@@ -193,6 +199,7 @@ def yolov1_loss(
     *,
     grid_hw: tuple[int, int],
     stride: float,
+    options: LossOptions = _AS_PUBLISHED,
 ) -> dict[str, Tensor]:
     """The weighted sums of squared errors of one image.
 
@@ -204,6 +211,7 @@ def yolov1_loss(
         class_ids: (M,).
         grid_hw: rows and columns.
         stride: pixels a cell.
+        options: what a run changes; a box loss takes the place of the squared errors of the boxes.
 
     Returns:
         `box` (times 5), `object`, `no_object` (times 0.5) and `class`.
@@ -231,12 +239,17 @@ def yolov1_loss(
     probability = objectness.sigmoid()
     is_learner = torch.zeros_like(objectness, dtype=torch.bool)
     is_learner[learner] = True
-    one_hot = torch.nn.functional.one_hot(class_ids[objects], class_logits.shape[1]).to(class_logits.dtype)
+    classes = sigmoid_class_targets(class_ids[objects], class_logits.shape[1], smoothing=options.label_smoothing)
+    if options.box_loss is None:
+        box_loss = (raw_boxes[learner] - wanted).square().sum()
+    else:
+        boxes = _decode(raw_boxes[learner], cells_xy, image_wh, stride)
+        box_loss = overlap_loss(boxes, boxes_xyxy[objects], kind=options.box_loss).sum()
     return {
-        "box": BOX_WEIGHT * (raw_boxes[learner] - wanted).square().sum(),
+        "box": BOX_WEIGHT * box_loss,
         "object": (probability[learner] - best_overlap).square().sum(),
         "no_object": NO_OBJECT_WEIGHT * probability[~is_learner].square().sum(),
-        "class": (class_logits[learner].sigmoid() - one_hot).square().sum(),
+        "class": (class_logits[learner].sigmoid() - classes).square().sum(),
     }
 
 
@@ -256,9 +269,13 @@ def _responsible_cells(boxes_xyxy: Tensor, grid_hw: tuple[int, int], stride: flo
 
 def _overlaps(raw: Tensor, objects: Tensor, cells_xy: Tensor, image_wh: Tensor, stride: float) -> Tensor:
     """IoU (P, B) of the boxes that a cell predicts (P, B, 4) with its object (P, 4)."""
-    centres = (raw[..., :2] + cells_xy[:, None]) * stride
-    boxes = cxcywh_to_xyxy(torch.cat([centres, raw[..., 2:].square() * image_wh], dim=-1))
-    return pairwise_iou(boxes, objects[:, None])[..., 0]
+    return pairwise_iou(_decode(raw, cells_xy[:, None], image_wh, stride), objects[:, None])[..., 0]
+
+
+def _decode(raw: Tensor, cells_xy: Tensor, image_wh: Tensor, stride: float) -> Tensor:
+    """Boxes (..., 4) xyxy in pixels of what the cells (..., 2) predict (..., 4)."""
+    centres = (raw[..., :2] + cells_xy) * stride
+    return cxcywh_to_xyxy(torch.cat([centres, raw[..., 2:].square() * image_wh], dim=-1))
 
 
 def build(variant: str, num_classes: int) -> Yolov1:
