@@ -163,6 +163,22 @@ def test_a_backbone_is_tuned_on_at_another_size_and_with_other_classes(
     assert after.module.num_classes == 4 and after.preprocess == before.preprocess
 
 
+def test_a_darknet_backbone_learns_alone_and_is_tuned_on(folders: Path, shapes_dir: Path, tmp_path: Path) -> None:
+    plain = {"model": "yolov4-pico", "epochs": 1}
+    first = pretrain_classification(config(folders, tmp_path / "first", **plain), show_progress=False)
+    written = load_model(first.backbone)
+    torch.manual_seed(0)
+    fresh = build_model("yolov4-pico", num_classes=3)
+    state = fresh.state_dict()
+    moved = {name for name, value in written.module.state_dict().items() if not torch.equal(value, state[name])}
+    beginnings = tuple(f"{prefix}." for prefix in fresh.backbone_prefixes)
+    assert moved and moved == {name for name in state if name.startswith(beginnings)}
+    changes = {**plain, "weights": first.backbone, "size_hw": (96, 96), "learning_rate": 1e-9}
+    second = pretrain_classification(config(shapes_dir, tmp_path / "second", **changes), show_progress=False)
+    name = "network.layers.26.0.weight"
+    torch.testing.assert_close(load_model(second.backbone).module.state_dict()[name], written.module.state_dict()[name])
+
+
 def test_what_is_wrong_with_the_model_is_said_before_the_data_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
