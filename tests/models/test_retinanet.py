@@ -95,7 +95,7 @@ def test_adaptive_assignment_takes_what_stands_out_and_lies_inside() -> None:
 
 
 def test_adaptive_assignment_takes_the_nearest_places_with_all_their_anchors() -> None:
-    model = RetinaNet(variant="retinanet-pico", num_classes=1)
+    model = RetinaNet(variant="retinanet-r18-v2", num_classes=1)
     spec = model.decode_spec((128, 128))
     anchors = torch.from_numpy(spec.priors())
     boxes = torch.tensor([[40.0, 40.0, 88.0, 88.0]])
