@@ -28,8 +28,8 @@ from boxwright.models.common.bifpn import BN_EPS, NUM_LEVELS, BiFpn, Fusion, Lev
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.class_targets import sigmoid_class_targets
 from boxwright.models.common.dense_head import PRIOR_PROBABILITY, flatten_levels
-from boxwright.models.common.detector import DetectionModel
 from boxwright.models.common.feature_pyramid import pyramid_grids_hw
+from boxwright.models.common.fitted_anchors import FittedAnchorModel
 from boxwright.models.common.iou_losses import overlap_loss
 from boxwright.models.common.registry import ImportedWeights
 from boxwright.models.common.targets import Targets
@@ -161,7 +161,7 @@ class _Head(nn.Module):
         return maps
 
 
-class EfficientDet(DetectionModel):
+class EfficientDet(FittedAnchorModel):
     """The detector; raw heads are logits and deltas of nine anchors a cell on P3 to P7."""
 
     family: ClassVar[str] = "efficientdet"
@@ -237,11 +237,15 @@ class EfficientDet(DetectionModel):
         wanted = encode_deltas(boxes, anchors)
         return BOX_WEIGHT / 4 * functional.huber_loss(deltas, wanted, delta=HUBER_DELTA, reduction="sum")
 
+    @property
+    def anchors_per_level(self) -> tuple[int, ...]:
+        return (ANCHORS_PER_CELL,) * NUM_LEVELS
+
     def decode_spec(self, size_hw: tuple[int, int]) -> AnchorDeltas:
         self.check_size(size_hw)
         return AnchorDeltas(
             num_classes=self.num_classes,
-            levels=anchor_levels(size_hw, self.config.anchor_scale),
+            levels=self.with_fitted_anchors(anchor_levels(size_hw, self.config.anchor_scale)),
             multi_label=True,
             clip_to_image=True,
             max_detections=100,
