@@ -108,7 +108,7 @@ def random_targets(counts: list[int], size_hw: tuple[int, int]) -> Targets:
 @pytest.mark.parametrize("counts", [[3, 1], [2, 0], [0, 0]], ids=["objects", "one empty image", "no objects"])
 def test_loss_is_finite_and_reaches_the_weights(family: str, counts: list[int]) -> None:
     model = small_model(family).train()
-    size_hw = (3 * model.size_divisor, 4 * model.size_divisor)
+    size_hw = (4 * model.size_divisor, 5 * model.size_divisor)
     parts = model.training_loss(torch.randn(2, 3, *size_hw), random_targets(counts, size_hw))
     assert all(value.isfinite() and value.ndim == 0 for value in parts.values())
     parts["loss"].backward()
@@ -120,7 +120,7 @@ def test_loss_is_finite_and_reaches_the_weights(family: str, counts: list[int]) 
 @every_family
 def test_checkpoint_round_trip(family: str, tmp_path: Path) -> None:
     model = small_model(family, seed=3).eval()
-    size_hw = (2 * model.size_divisor, 3 * model.size_divisor)
+    size_hw = (4 * model.size_divisor, 5 * model.size_divisor)
     names = ("a", "b", "c", "d")
     before = as_loaded(model, size_hw, names)
     save_checkpoint(tmp_path / "m.pt", model.state_dict(), before.manifest())

@@ -153,14 +153,14 @@ def test_joint_statistics_vary_less_than_those_of_one_small_batch() -> None:
 def test_detectors_train_with_it(variant: str) -> None:
     torch.manual_seed(0)
     model = build_model(variant, num_classes=2)
-    plain_output = copy.deepcopy(model).eval()(torch.ones(1, 3, 64, 64))["class_logits"]
+    plain_output = copy.deepcopy(model).eval()(torch.ones(1, 3, 128, 128))["class_logits"]
     keys = list(model.state_dict())
-    replaced = insert_cross_iteration_norm(model, 3, torch.zeros(1, 3, 64, 64))
+    replaced = insert_cross_iteration_norm(model, 3, torch.zeros(1, 3, 128, 128))
     assert len(replaced) > 10 and list(model.state_dict()) == keys
-    torch.testing.assert_close(model.eval()(torch.ones(1, 3, 64, 64))["class_logits"], plain_output)
+    torch.testing.assert_close(model.eval()(torch.ones(1, 3, 128, 128))["class_logits"], plain_output)
     look_back(model.train(), is_active=True)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
-    images = torch.randn(2, 3, 64, 64)
+    images = torch.randn(2, 3, 128, 128)
     targets = Targets(
         boxes_xyxy=[torch.tensor([[8.0, 8, 40, 40]]), torch.zeros(0, 4)],
         class_ids=[torch.tensor([1]), torch.zeros(0, dtype=torch.int64)],
