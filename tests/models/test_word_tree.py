@@ -18,6 +18,7 @@ from boxwright.models.common.darknet_files import parse_cfg
 from boxwright.models.common.saving import save_checkpoint
 from boxwright.models.common.word_tree import Hierarchy, WordTree, parse_tree, tree_cross_entropy
 from boxwright.models.darknet import Darknet
+from region_cfg import region_cfg
 
 # animal: dog (terrier, hound, pug), cat; vehicle: car, plane; and a lone child of car.
 TREE = """
@@ -121,30 +122,7 @@ def test_cross_entropy_on_the_path() -> None:
     torch.testing.assert_close(found, torch.stack([first, -logits[1, [0, 1]].log_softmax(0)[1]]))
 
 
-CFG = """[net]
-width=64
-height=64
-channels=3
-[convolutional]
-batch_normalize=1
-filters=8
-size=3
-stride=4
-pad=1
-activation=leaky
-[convolutional]
-filters=30
-size=1
-activation=linear
-[region]
-anchors=2,2, 5,6
-classes=10
-coords=4
-num=2
-softmax=1
-tree=data/a.tree
-map=data/some.map
-"""
+CFG = region_cfg(size_hw=(64, 64), stride=4, classes=10, head_lines="tree=data/a.tree\nmap=data/some.map")
 
 
 @pytest.fixture

@@ -18,35 +18,14 @@ from boxwright.training.classification_data import ClassificationData
 from boxwright.training.config import Augmentation
 from boxwright.training.dataset import Collate, SampleKey, TrainDataset
 from boxwright.training.multi_scale import resize_batch
+from region_cfg import region_cfg
 
 SIZE_HW = (64, 96)
 RED_BGR = (0, 0, 255)
 # round: circle; angular: square, triangle, star (red_star, blue_star). Only nodes of the data have boxes.
 TREE = "round -1\nangular -1\ncircle 0\nsquare 1\ntriangle 1\nstar 1\nred_star 5\nblue_star 5\n"
 NAMES = tuple(line.split()[0] for line in TREE.splitlines())
-CFG = """[net]
-width=96
-height=64
-channels=3
-[convolutional]
-batch_normalize=1
-filters=8
-size=3
-stride=8
-pad=1
-activation=leaky
-[convolutional]
-filters=26
-size=1
-activation=linear
-[region]
-anchors=2,2, 5,6
-classes=8
-coords=4
-num=2
-softmax=1
-tree=a.tree
-"""
+CFG = region_cfg(size_hw=SIZE_HW, stride=8, classes=len(NAMES), head_lines="tree=a.tree")
 
 
 @pytest.fixture
