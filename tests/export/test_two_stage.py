@@ -17,6 +17,7 @@ from torch import Tensor
 
 from boxwright.core.decode import decode_nms
 from boxwright.core.decode_nms_attributes import TRACED_DOMAIN
+from boxwright.export.decode_nms.insert import insert_decode_nms
 from boxwright.export.passes import run_passes
 from boxwright.export.trace import trace
 from boxwright.models import build_model
@@ -103,3 +104,17 @@ def test_heads_are_those_of_torch(variant: str) -> None:
         image_size_hw=np.array([SIZE_HW], dtype=np.float32),
     )
     assert detections.num_detections.item() == 0
+
+
+@pytest.mark.parametrize("is_dynamic", [False, True])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_decoding_leaves_the_raw_heads_where_calibration_finds_them(variant: str, is_dynamic: bool) -> None:
+    model = spread_model(variant)
+    graph = ir.from_proto(trace(model, SIZE_HW, dynamic_batch=is_dynamic))
+    run_passes(graph)
+    heads = [output.name for output in graph.graph.outputs]
+    decode = model.decode_spec(SIZE_HW)
+    insert_decode_nms(graph, decode=decode, size_hw=SIZE_HW, score_threshold=0.1, iou_threshold=0.5, inline=True)
+    computed = {value.name for node in graph.graph for value in node.outputs}
+    assert {"box_regression", "class_logits"} <= set(heads) <= computed
+    assert [output.name for output in graph.graph.outputs] == ["num_detections", "boxes", "scores", "class_ids"]

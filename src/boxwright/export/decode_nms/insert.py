@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import InlinePass, LiftConstantsToInitializersPass
 
-from boxwright.core.decode_spec import DecodeSpec
+from boxwright.core.decode_spec import RAW_HEAD_NAMES, DecodeSpec
 from boxwright.core.errors import InputError
 from boxwright.export.decode_nms.function import (
     DOMAIN,
@@ -79,8 +79,13 @@ def insert_decode_nms(
     if inline:
         InlinePass()(model)
         graph.opset_imports.pop(DOMAIN, None)
-        # Sizes become constants, among them the k of each TopK, which TensorRT 8.5 wants as an initializer.
+        # Sizes become constants, among them the k of each TopK, which TensorRT 8.5 wants as an initializer. Folding keeps
+        # the names of outputs alone, and would make one Reshape of a head's own and that of the decoding.
+        raw_heads = [value for name, value in heads.items() if name in RAW_HEAD_NAMES]
+        graph.outputs.extend(raw_heads)
         fold_constants.run(model)
+        for _ in raw_heads:
+            graph.outputs.pop()
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     for name, value in zip(THRESHOLD_NAMES, (score_threshold, iou_threshold), strict=True):
         # Only now, or folding would take the defaults for constants.
