@@ -79,8 +79,8 @@ def insert_decode_nms(
     if inline:
         InlinePass()(model)
         graph.opset_imports.pop(DOMAIN, None)
-        # Sizes become constants, among them the k of each TopK, which TensorRT 8.5 wants as an initializer. Folding keeps
-        # the names of outputs alone, and would make one Reshape of a head's own and that of the decoding.
+        # Sizes become constants, among them the k of each TopK, which TensorRT 8.5 wants as an initializer. Folding
+        # keeps the names of outputs alone, and would make one Reshape of a head's own and that of the decoding.
         raw_heads = [value for name, value in heads.items() if name in RAW_HEAD_NAMES]
         graph.outputs.extend(raw_heads)
         fold_constants.run(model)
