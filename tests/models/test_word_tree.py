@@ -257,3 +257,54 @@ def test_yolov2_learns_from_such_images_without_a_tree() -> None:
     model = Darknet(variant="net", sections=sections).train()
     parts = model.training_loss(torch.randn(2, 3, 64, 64), targets_of([[0.0, 0.0, 9.0, 9.0]], 3, class_only=True))
     assert parts["class"].item() > 0 and parts["box"].item() == 0
+
+
+def test_yolo9000_by_name_is_one_softmax(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model("yolo9000", num_classes=3).eval()
+    images = torch.randn(1, 3, 64, 64)
+    raw: list[Tensor] = []
+    assert isinstance(model, Darknet) and model.hierarchy is not None
+    model.hierarchy.register_forward_pre_hook(lambda _, inputs: raw.append(inputs[0]))
+    with torch.no_grad():
+        scores = model(images)["class_logits"]
+    assert scores.shape == (1, 3 * 2 * 2, 3)  # three priors on cells of 32 pixels
+    best, index = raw[0].softmax(dim=-1).max(dim=-1, keepdim=True)
+    torch.testing.assert_close(scores, torch.zeros_like(scores).scatter(-1, index, best))
+    targets = Targets(boxes_xyxy=[torch.tensor([[8.0, 8, 40, 40]])], class_ids=[torch.tensor([1])])
+    losses = model.train().loss(model(images), targets)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+
+
+def test_yolo9000_of_the_release_has_its_width() -> None:
+    with torch.device("meta"):
+        model = build_model("yolo9000", num_classes=9418)
+    assert isinstance(model, Darknet)
+    last = model.network.layers[-2]
+    assert isinstance(last[0], torch.nn.Conv2d) and last[0].out_channels == 28269
+
+
+def test_a_tree_alone_is_a_yolo9000_that_survives_in_a_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "animals.tree").write_text(TREE)
+    torch.manual_seed(0)
+    before = load_model(tmp_path / "animals.tree", size_hw=(64, 64))
+    assert before.class_names == tree().names and before.variant == "animals"
+    assert build_model(str(tmp_path / "animals.tree"), num_classes=10).num_classes == 10
+    save_checkpoint(tmp_path / "m.pt", before.module.state_dict(), before.manifest())
+    (tmp_path / "animals.tree").unlink()
+    after = load_model(tmp_path / "m.pt")
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = before.module(images), after.module(images)
+    assert all(torch.equal(found[name], head) for name, head in expected.items())
+
+
+def test_trees_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none\.tree.*No such file"):
+        load_model(tmp_path / "none.tree")
+    (tmp_path / "a.tree").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(CheckpointError, match="not text"):
+        load_model(tmp_path / "a.tree")
+    (tmp_path / "b.tree").write_text(TREE)
+    with pytest.raises(InputError, match="3 classes"):
+        build_model(str(tmp_path / "b.tree"), num_classes=3)

@@ -19,7 +19,9 @@ def _part(name: str, text: str, *, panel: str | None = None) -> Any:
     return typer.Option(name, min=0.0, max=1.0, help=text, rich_help_panel=panel)
 
 
-ModelOption = Annotated[str, typer.Option("--model", help="Variant, e.g. yolox-nano; see 'boxwright models'.")]
+ModelOption = Annotated[
+    str, typer.Option("--model", help="Variant, e.g. yolox-nano; see 'boxwright models'. Or a .cfg or .tree file.")
+]
 ConfigOption = Annotated[
     Path | None, typer.Option("--config", help="JSON file of settings, such as a run's train.json; flags go first.")
 ]

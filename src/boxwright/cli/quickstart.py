@@ -87,6 +87,7 @@ def _train(out: Path, data: Path, epochs: int, max_minutes: float, seed: int) ->
                 max_minutes=max_minutes,
                 val_every=max(1, epochs // 4),
                 seed=seed,
+                resume=(out / "run" / "last.pt").exists(),
             )
         )
 

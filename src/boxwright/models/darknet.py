@@ -22,7 +22,15 @@ from boxwright.core.preprocess_presets import preset
 from boxwright.models.common import darknet_architectures as architectures
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.darknet_backbone import DarknetBackbone, backbone_length
-from boxwright.models.common.darknet_files import Section, parse_cfg, read_cfg, read_tree, read_weights, write_cfg
+from boxwright.models.common.darknet_files import (
+    Section,
+    parse_cfg,
+    read_cfg,
+    read_text,
+    read_tree,
+    read_weights,
+    write_cfg,
+)
 from boxwright.models.common.darknet_geometry import check_grids
 from boxwright.models.common.darknet_layers import Convolution
 from boxwright.models.common.darknet_loss import (
@@ -37,10 +45,10 @@ from boxwright.models.common.detector import DetectionModel
 from boxwright.models.common.grid_outputs import BOX_NUMBERS, join_levels, split_by_cell
 from boxwright.models.common.registry import ImportedWeights, NetworkFile
 from boxwright.models.common.targets import Targets
-from boxwright.models.common.word_tree import Hierarchy, parse_tree
+from boxwright.models.common.word_tree import Hierarchy, flat_tree, parse_tree
 
 IMPORTS = "Darknet .weights with the .cfg beside it, without --model"
-NETWORK_SUFFIXES = (".weights", ".cfg")
+NETWORK_SUFFIXES = (".weights", ".cfg", ".tree")
 _PRIOR_PROBABILITY = 0.01
 
 
@@ -51,15 +59,19 @@ class DarknetConfig:
     Attributes:
         write_cfg: (size_hw, num_classes) -> text of the .cfg.
         size_hw: the usual input size.
+        has_tree: whether its classes are the nodes of a hierarchy.
     """
 
     write_cfg: Callable[[tuple[int, int], int], str]
     size_hw: tuple[int, int] = (416, 416)
+    has_tree: bool = False
 
 
 VARIANTS: dict[str, DarknetConfig] = {
     "yolov2": DarknetConfig(write_cfg=architectures.yolov2),
     "yolov2-tiny": DarknetConfig(write_cfg=architectures.yolov2_tiny),
+    # By its name all classes are one softmax; a .tree in its place gives it a hierarchy.
+    "yolo9000": DarknetConfig(write_cfg=architectures.yolo9000, size_hw=(544, 544), has_tree=True),
     "yolov3": DarknetConfig(write_cfg=architectures.yolov3),
     "yolov3-tiny": DarknetConfig(write_cfg=architectures.yolov3_tiny),
     "yolov4": DarknetConfig(write_cfg=architectures.yolov4, size_hw=(608, 608)),
@@ -241,7 +253,8 @@ def _class_count(network: DarknetNetwork, rules: list[HeadRules]) -> int:
 def build(variant: str, num_classes: int) -> Darknet:
     """A network of that variant with random weights."""
     config = VARIANTS[variant]
-    model = Darknet(variant=variant, sections=parse_cfg(config.write_cfg(config.size_hw, num_classes), variant))
+    sections = parse_cfg(config.write_cfg(config.size_hw, num_classes), variant)
+    model = Darknet(variant=variant, sections=sections, tree_text=flat_tree(num_classes) if config.has_tree else None)
     _expect_few_objects(model)
     return model
 
@@ -269,11 +282,13 @@ def import_checkpoint(state: StateDict, variant: str) -> ImportedWeights:
 
 
 def open_network(path: Path) -> NetworkFile:
-    """Read a .weights file and the .cfg beside it, or a .cfg alone (random weights).
+    """Read a .weights file and the .cfg beside it, a .cfg alone or a .tree, for YOLO9000 (random weights).
 
     Raises:
         CheckpointError: where one is missing or wrong, or they do not belong together.
     """
+    if path.suffix.lower() == ".tree":
+        return _yolo9000_of(path)
     cfg_path = path.with_name(path.name.removesuffix(path.suffix) + ".cfg")
     sections = parse_cfg(read_cfg(cfg_path), str(cfg_path))
     size_hw = sections[0].integer("height", 416), sections[0].integer("width", 416)
@@ -282,12 +297,22 @@ def open_network(path: Path) -> NetworkFile:
     trees = [text for section in sections if (text := read_tree(cfg_path, section)) is not None]
     tree_text = trees[0] if trees else None
     model = Darknet(variant=cfg_path.stem, sections=sections, tree_text=tree_text, is_custom=True)
-    if path.suffix == ".cfg":
+    if path.suffix.lower() == ".cfg":
         _expect_few_objects(model)
     else:
         model.network.load(read_weights(path), str(path))
     names = None if tree_text is None else parse_tree(tree_text, str(cfg_path)).names
     return NetworkFile(module=model, size_hw=size_hw, class_names=names)
+
+
+def _yolo9000_of(tree_path: Path) -> NetworkFile:
+    """YOLO9000 with the classes of a `.tree` file."""
+    text, config = read_text(tree_path, "the .tree of a class hierarchy"), VARIANTS["yolo9000"]
+    names = parse_tree(text, str(tree_path)).names
+    sections = parse_cfg(config.write_cfg(config.size_hw, len(names)), str(tree_path))
+    model = Darknet(variant=tree_path.stem, sections=sections, tree_text=text, is_custom=True)
+    _expect_few_objects(model)
+    return NetworkFile(module=model, size_hw=config.size_hw, class_names=names)
 
 
 def rebuild(variant: str, state: StateDict) -> Darknet | None:

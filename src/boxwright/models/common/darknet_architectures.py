@@ -1,4 +1,4 @@
-"""YOLO v2, v3 and v4 in Darknet's .cfg language, written by functions so that the number of classes is free.
+"""YOLO v2, 9000, v3 and v4 in Darknet's .cfg language, written by functions so that the number of classes is free.
 
 Sources: Redmon and Farhadi, YOLO9000, CVPR 2017, table 6; the same, YOLOv3, 2018, table 1 and sec. 2.3; Bochkovskiy et
 al., YOLOv4, 2020, sec. 3.4; Wang et al., Scaled-YOLOv4, CVPR 2021, sec. 4.3 (tiny).
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 YOLOV2_ANCHORS = "0.57273,0.677385, 1.87446,2.06253, 3.33843,5.47434, 7.88282,3.52778, 9.77052,9.16828"
+YOLO9000_ANCHORS = "0.77871,1.14074, 3.00525,4.31277, 9.22725,9.61974"
 YOLOV3_ANCHORS = "10,13, 16,30, 33,23, 30,61, 62,45, 59,119, 116,90, 156,198, 373,326"
 YOLOV4_ANCHORS = "12,16, 19,36, 40,28, 36,75, 76,55, 72,146, 142,110, 192,243, 459,401"
 TINY_ANCHORS = "10,14, 23,27, 37,58, 81,82, 135,169, 344,319"
@@ -78,17 +79,7 @@ class CfgWriter:
 def yolov2(size_hw: tuple[int, int], num_classes: int) -> str:
     """YOLOv2 on Darknet-19 with the passthrough from the 26 x 26 map."""
     cfg = CfgWriter(size_hw, "leaky", num_classes)
-    for widths, pooled in (((32,), True), ((64,), True), ((128, 64, 128), True), ((256, 128, 256), True)):
-        for position, width in enumerate(widths):
-            cfg.conv(width, 3 if position % 2 == 0 else 1)
-        if pooled:
-            cfg.maxpool(2, 2)
-    for position, width in enumerate((512, 256, 512, 256, 512)):
-        cfg.conv(width, 3 if position % 2 == 0 else 1)
-    fine = cfg.last
-    cfg.maxpool(2, 2)
-    for position, width in enumerate((1024, 512, 1024, 512, 1024)):
-        cfg.conv(width, 3 if position % 2 == 0 else 1)
+    fine = _darknet19(cfg)
     cfg.conv(1024)
     coarse = cfg.conv(1024)
     cfg.route(fine)
@@ -96,8 +87,34 @@ def yolov2(size_hw: tuple[int, int], num_classes: int) -> str:
     passthrough = cfg.section("reorg", stride=2)
     cfg.route(passthrough, coarse)
     cfg.conv(1024)
-    _region(cfg)
+    _region(cfg, YOLOV2_ANCHORS)
     return cfg.text
+
+
+def yolo9000(size_hw: tuple[int, int], num_classes: int) -> str:
+    """YOLO9000: three priors on Darknet-19, as in the authors' release without a passthrough. Its tree is not in it."""
+    cfg = CfgWriter(size_hw, "leaky", num_classes)
+    _darknet19(cfg)
+    _region(cfg, YOLO9000_ANCHORS)
+    return cfg.text
+
+
+def _darknet19(cfg: CfgWriter) -> int:
+    """Darknet-19 without its classifier; returns the index of the last layer of stride 16."""
+    for widths in ((32,), (64,), (128, 64, 128), (256, 128, 256)):
+        _narrow_and_widen(cfg, widths)
+        cfg.maxpool(2, 2)
+    _narrow_and_widen(cfg, (512, 256, 512, 256, 512))
+    fine = cfg.last
+    cfg.maxpool(2, 2)
+    _narrow_and_widen(cfg, (1024, 512, 1024, 512, 1024))
+    return fine
+
+
+def _narrow_and_widen(cfg: CfgWriter, widths: Sequence[int]) -> None:
+    """3x3 and 1x1 convolutions in turn."""
+    for position, width in enumerate(widths):
+        cfg.conv(width, 3 if position % 2 == 0 else 1)
 
 
 def yolov2_tiny(size_hw: tuple[int, int], num_classes: int) -> str:
@@ -110,12 +127,12 @@ def yolov2_tiny(size_hw: tuple[int, int], num_classes: int) -> str:
     cfg.maxpool(2, 1)
     cfg.conv(1024)
     cfg.conv(512)
-    _region(cfg)
+    _region(cfg, YOLOV2_ANCHORS)
     return cfg.text
 
 
-def _region(cfg: CfgWriter) -> None:
-    num_anchors = YOLOV2_ANCHORS.count(",") // 2 + 1
+def _region(cfg: CfgWriter, anchors: str) -> None:
+    num_anchors = len(anchors.split(",")) // 2
     cfg.section(
         "convolutional",
         filters=num_anchors * (5 + cfg.num_classes),
@@ -126,7 +143,7 @@ def _region(cfg: CfgWriter) -> None:
     )
     cfg.section(
         "region",
-        anchors=YOLOV2_ANCHORS,
+        anchors=anchors,
         classes=cfg.num_classes,
         coords=4,
         num=num_anchors,

@@ -156,7 +156,7 @@ def read_tree(cfg_path: Path, section: Section) -> str | None:
         return None
     for path in (cfg_path.parent / name, cfg_path.parent / Path(name).name):
         if path.is_file():
-            return path.read_text(encoding="utf-8")
+            return read_text(path, "the class hierarchy that the .cfg names")
     raise section.error(
         "the class hierarchy that it names", f"no file {name}", f"put {Path(name).name} beside {cfg_path.name}"
     )
@@ -168,15 +168,25 @@ def read_cfg(path: Path) -> str:
     Raises:
         CheckpointError: where it is not there or no text.
     """
+    return read_text(path, "the .cfg of a Darknet network", fix="put the .cfg beside the .weights, under the same name")
+
+
+def read_text(path: Path, expected: str, fix: str = "check the path") -> str:
+    """The text of a file.
+
+    Args:
+        path: of the file.
+        expected: what it is, for the message.
+        fix: what to do where it cannot be read.
+
+    Raises:
+        CheckpointError: where it is not there or no text.
+    """
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            str(path),
-            expected="the .cfg of a Darknet network",
-            got=getattr(error, "strerror", None) or "a file that is not text",
-            fix="put the .cfg beside the .weights, under the same name",
-        ) from error
+        got = getattr(error, "strerror", None) or "a file that is not text"
+        raise CheckpointError(str(path), expected=expected, got=got, fix=fix) from error
 
 
 def read_weights(path: Path) -> NDArray[np.float32]:

@@ -79,6 +79,11 @@ def parse_tree(text: str, source: str) -> WordTree:
     return WordTree(names=tuple(names), parents=tuple(parents), groups=tuple(map(tuple, groups)))
 
 
+def flat_tree(num_classes: int) -> str:
+    """The text of a tree without any hierarchy: one softmax over all classes."""
+    return "".join(f"class{index} {NO_PARENT}\n" for index in range(num_classes))
+
+
 def _error(source: str, line: int, expected: str, got: str) -> CheckpointError:
     return CheckpointError(f"{source}:{line}", expected=expected, got=got, fix="give the .tree that the .cfg names")
 
