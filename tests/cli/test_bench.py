@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
+from rich.console import Console
 
 from bench_reports import report_of, result_of
 from boxwright.bench.candidate import is_quantized
 from boxwright.bench.results import save_report
+from boxwright.cli._bench_display import results_table
 from boxwright.cli._bench_parsing import parse_cores, parse_points, parse_precisions, parse_share
 from boxwright.cli.main import main
 from boxwright.core.errors import InputError
@@ -282,3 +286,14 @@ def test_parsing() -> None:
     for text in ("", "0-", "a", "0,,1"):
         with pytest.raises(InputError, match="--cores"):
             parse_cores(text)
+
+
+def test_a_row_that_is_hardly_known_fits_80_columns() -> None:
+    row = result_of("model", p50_ms=12.34, map_=0.4567)
+    assert row.latency_ms is not None
+    unsure = replace(row, latency_ms=replace(row.latency_ms, p50_high=12.34 * 60))
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(results_table([row, unsure]))
+    text = console.export_text()
+    assert "12.34 ±>99%" in text and re.search(r"12\.34 ±\d%", text) and "MB" in text
+    assert sum("model.onnx" in line or "0.4567" in line for line in text.splitlines()) == 2

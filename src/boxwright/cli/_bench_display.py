@@ -142,4 +142,5 @@ def _median_and_spread(row: Result) -> str:
     latency = row.latency_ms
     if latency is None:
         return number(None, 2)
-    return f"{latency.p50:.2f} ±{(latency.p50_high - latency.p50_low) / 2 / latency.p50:.0%}"
+    spread = (latency.p50_high - latency.p50_low) / 2 / latency.p50
+    return f"{latency.p50:.2f} " + (f"±{spread:.0%}" if spread < 1 else "±>99%")

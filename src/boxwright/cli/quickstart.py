@@ -116,14 +116,13 @@ def _bench(out: Path, data: Path, models: list[Path]) -> BenchRun:
     onnx_path, openvino_path, int8_path = map(str, models)
     candidates = [
         Candidate(model=onnx_path, backend="onnxruntime"),
-        Candidate(model=onnx_path, backend="onnxruntime", precision="bf16"),
         Candidate(model=int8_path, backend="onnxruntime", precision="int8"),
         Candidate(model=openvino_path, backend="openvino"),
         Candidate(model=openvino_path, backend="openvino", precision="bf16"),
         Candidate(model=int8_path, backend="openvino", precision="int8"),
     ]
     with _step("5/5 Measuring speed and mAP on ONNX Runtime and OpenVINO"), BenchDisplay() as display:
-        settings = Settings(min_launches=2, max_launches=2, rounds=4, block_s=0.2)
+        settings = Settings(min_launches=3, max_launches=3, rounds=3, block_s=0.2)
         run = run_benchmark(
             candidates, load_dataset(data, "val"), settings=settings, observer=display, command=_bench_command(out)
         )
