@@ -1,25 +1,19 @@
-"""The list of operators that exports are held to, against the real parser of TensorRT 8.5 where its library is here.
-
-BOXWRIGHT_TENSORRT_ROOT names it: folders with `include/NvInfer.h` and `lib`, between colons.
-"""
+"""The list of operators that exports are held to, against the real parser of TensorRT 8.5 where its library is here."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tensorrt_installations import cuda_include_dir, libraries
 from tensorrt_operators import OPERATORS
 
-ROOTS = [Path(entry) for entry in os.environ.get("BOXWRIGHT_TENSORRT_ROOT", "").split(os.pathsep) if entry]
-LIBRARIES = [library for root in ROOTS for library in root.glob("lib/libnvonnxparser.so.8")]
-INCLUDES = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"]
-INCLUDES += [Path(path) / "nvidia" / "cu13" / "include" for path in sys.path]  # a package that torch brings
-CUDA_INCLUDE_DIR = next((folder for folder in INCLUDES if (folder / "cuda_runtime_api.h").is_file()), None)
+LIBRARIES = libraries("libnvonnxparser.so.8")
+CUDA_INCLUDE_DIR = cuda_include_dir()
 # It has importers for these, and denies it: ONNX Runtime shall not ask for them, which cannot take outputs whose size
 # depends on the data. Source: ModelImporter::supportsOperator of github.com/onnx/onnx-tensorrt, branch 8.5-GA.
 DENIED = {"NonMaxSuppression", "NonZero", "RoiAlign"}

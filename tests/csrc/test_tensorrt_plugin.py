@@ -1,8 +1,4 @@
-"""The TensorRT plugin without a GPU, against the headers of every generation and the real library that are here.
-
-BOXWRIGHT_TENSORRT_ROOT names them: folders with `include/NvInfer.h` and, where the library is there, `lib`, between
-colons; or folders of such folders.
-"""
+"""The TensorRT plugin without a GPU, against the headers of every generation and the real library that are here."""
 
 from __future__ import annotations
 
@@ -10,15 +6,16 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from boxwright.core.errors import UnsupportedError
+from boxwright.runtimes import tensorrt_plugin
 from boxwright.runtimes.plugin_build import find_program
 from boxwright.runtimes.tensorrt_plugin import build_tensorrt_plugin, find_installation, find_tensorrt_plugin
 from decode_nms_cuda_library import CSRC, ENTRY, INCLUDES, SOURCES
+from tensorrt_installations import WRITTEN_DOWN, cuda_include_dir, libraries, tensorrt_roots
 
 PLUGIN = [CSRC / "plugin_tensorrt.cpp", CSRC / "plugin_tensorrt_node.cpp"]
 CPU_KERNELS = [
@@ -29,24 +26,12 @@ COMPILER = next((name for name in ("g++", "clang++") if shutil.which(name)), Non
 NVCC = shutil.which("nvcc")
 
 
-def tensorrt_roots() -> list[Path]:
-    given = [Path(entry) for entry in os.environ.get("BOXWRIGHT_TENSORRT_ROOT", "").split(os.pathsep) if entry]
-    candidates = [path for folder in given for path in (folder, *sorted(folder.glob("*/")))]
-    return [path for path in candidates if (path / "include" / "NvInfer.h").is_file()]
-
-
-def cuda_include_dir() -> Path | None:
-    folders = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"]
-    folders += [Path(path) / "nvidia" / "cu13" / "include" for path in sys.path]  # a package that torch brings
-    return next((folder for folder in folders if (folder / "cuda_runtime_api.h").is_file()), None)
-
-
-ROOTS = tensorrt_roots()
+# Without any other, the part of 8.5's headers that is written down here.
+INCLUDE_DIRS = {root.name: root / "include" for root in tensorrt_roots()} or {"8.5": WRITTEN_DOWN}
 CUDA_INCLUDE_DIR = cuda_include_dir()
-LIBRARIES = [root for root in ROOTS if list(root.glob("lib/libnvinfer.so.*"))]
+LIBRARIES = libraries("libnvinfer.so.*")
 needs_headers = pytest.mark.skipif(
-    not ROOTS or COMPILER is None or CUDA_INCLUDE_DIR is None,
-    reason="no TensorRT headers (name them by BOXWRIGHT_TENSORRT_ROOT), no CUDA headers or no C++ compiler",
+    COMPILER is None or CUDA_INCLUDE_DIR is None, reason="no CUDA headers or no C++ compiler"
 )
 needs_library = pytest.mark.skipif(
     not LIBRARIES or COMPILER is None or NVCC is None or find_program("cmake") is None,
@@ -54,9 +39,9 @@ needs_library = pytest.mark.skipif(
 )
 
 
-def compile_test(root: Path, program: Path, *options: str | Path) -> None:
+def compile_test(include_dir: Path, program: Path, *options: str | Path) -> None:
     assert COMPILER is not None
-    headers = ["-isystem", str(root / "include"), "-isystem", str(CUDA_INCLUDE_DIR), *INCLUDES]
+    headers = ["-isystem", str(include_dir), "-isystem", str(CUDA_INCLUDE_DIR), *INCLUDES]
     strict = ["-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarations", "-ffp-contract=off", "-pthread"]
     sources = [ENTRY / "tensorrt_plugin_test.cpp", *SOURCES]
     command = [COMPILER, "-std=c++17", "-O0", "-g1", *strict, *headers, *sources, *options, "-ldl", "-o", program]
@@ -71,20 +56,20 @@ def number_of_tests(output: str) -> int:
 
 
 @needs_headers
-@pytest.mark.parametrize("root", ROOTS, ids=lambda root: root.name)
-def test_the_plugin_in_every_generation(root: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("generation", INCLUDE_DIRS)
+def test_the_plugin_in_every_generation(generation: str, tmp_path: Path) -> None:
     """Fields, shapes, types, serialization, errors and a run, the kernels being emulated, under sanitizers."""
     program = tmp_path / "tensorrt_plugin_test"
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    compile_test(root, program, *sanitize, *PLUGIN, *CPU_KERNELS)
+    compile_test(INCLUDE_DIRS[generation], program, *sanitize, *PLUGIN, *CPU_KERNELS)
     finished = subprocess.run([program], capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     assert number_of_tests(finished.stdout) == 8
 
 
-@pytest.fixture(scope="module", params=LIBRARIES, ids=lambda root: root.name)
+@pytest.fixture(scope="module", params=LIBRARIES, ids=lambda library: library.parents[1].name)
 def library_root(request: pytest.FixtureRequest) -> Path:
-    return Path(request.param)
+    return Path(request.param).parents[1]
 
 
 @needs_library
@@ -92,13 +77,15 @@ def test_the_real_library_registers_creates_and_reads_the_plugin(
     library_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TENSORRT_ROOT", str(library_root))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tensorrt_plugin, "_WANTED_ARCHITECTURES", (90,))  # each takes its time to compile
     installation = find_installation()
     plugin, _ = build_tensorrt_plugin()
     assert find_tensorrt_plugin(installation.version) == plugin
     assert build_tensorrt_plugin() == (plugin, False)
     program = tmp_path / "tensorrt_plugin_test"
     folder = installation.library.parent
-    compile_test(library_root, program, "-DBOXWRIGHT_TENSORRT_LIBRARY", installation.library)
+    compile_test(installation.include_dir, program, "-DBOXWRIGHT_TENSORRT_LIBRARY", installation.library)
     environment = os.environ | {"LD_LIBRARY_PATH": f"{folder}:{os.environ.get('LD_LIBRARY_PATH', '')}"}
     finished = subprocess.run([program, plugin], env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stdout + finished.stderr

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from boxwright.export.onnx_files import read_onnx, set_manifest, write_onnx
 from boxwright.runtimes.engine_sidecar import sidecar_path
 from fake_tensorrt import engine_description, make_manifest, write_engine
 from models_for_tests import save_colour_cells
+from tensorrt_installations import cuda_include_dir, has_all_headers, tensorrt_roots
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE, CSRC, PLAYED = ROOT / "sdk" / "cpp", ROOT / "csrc", Path(__file__).with_name("played_tensorrt")
@@ -26,21 +26,12 @@ KERNELS = (
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
 
-def _header_roots() -> list[Path]:
-    given = [Path(entry) for entry in os.environ.get("BOXWRIGHT_TENSORRT_ROOT", "").split(os.pathsep) if entry]
-    candidates = [path for folder in given for path in (folder, *sorted(folder.glob("*/")))]
-    return [path for path in candidates if (path / "include" / "NvInfer.h").is_file()]
+HEADER_ROOTS = [root for root in tensorrt_roots() if has_all_headers(root)]
 
 
-def _cuda_include_dir() -> Path | None:
-    folders = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "include"]
-    folders += [Path(path) / "nvidia" / "cu13" / "include" for path in sys.path]
-    return next((folder for folder in folders if (folder / "cuda_runtime_api.h").is_file()), None)
-
-
-@pytest.mark.parametrize("root", _header_roots() or [None], ids=lambda root: getattr(root, "name", "none"))
+@pytest.mark.parametrize("root", HEADER_ROOTS or [None], ids=lambda root: getattr(root, "name", "none"))
 def test_it_compiles_against_every_generation(root: Path | None) -> None:
-    cuda = _cuda_include_dir()
+    cuda = cuda_include_dir()
     if root is None or cuda is None:
         pytest.skip("no TensorRT headers (name them by BOXWRIGHT_TENSORRT_ROOT), or no CUDA headers")
     headers = ["-isystem", str(root / "include"), "-isystem", str(cuda)]
