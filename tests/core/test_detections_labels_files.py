@@ -120,6 +120,16 @@ def test_paths_that_cannot_be_written_are_named(tmp_path: Path) -> None:
     assert file.read_text() == "x"
 
 
+def test_a_check_leaves_the_folder_that_it_is_asked_to_and_no_file(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    for parent in (tmp_path, tmp_path / "there"):
+        files.check_writable(parent / "a" / "b" / "m.pt", leaves_folder=False)
+        assert not (parent / "a").exists()
+    assert (tmp_path / "there").is_dir()
+    files.check_writable(tmp_path / "a" / "b" / "m.pt")
+    assert [path.name for path in sorted(tmp_path.rglob("*"))] == ["a", "b", "there"]
+
+
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     target = tmp_path / "m.bin"
     with pytest.raises(OutputError, match="free some space"), files.atomic_file(target) as temporary:

@@ -14,6 +14,7 @@ from boxwright.models import build_model
 from boxwright.models.common.anchor_assignment import BACKGROUND, IGNORED, assign_atss, assign_by_iou
 from boxwright.models.common.anchor_deltas import decode_deltas, encode_deltas
 from boxwright.models.common.checkpoint import load_weights
+from boxwright.models.common.loading import default_size_hw, read_weights
 from boxwright.models.retinanet import RetinaNet, import_checkpoint
 from torchvision_parity import (
     as_torchvision_takes_it,
@@ -65,6 +66,14 @@ def torchvision_model(variant: str, given: list[torch.Tensor]) -> torch.nn.Modul
         theirs, [(head.classification_head.cls_logits, 2.0, -3.0), (head.regression_head.bbox_reg, 0.5, 0.0)], given[0]
     )
     return theirs
+
+
+def test_the_second_version_by_its_short_name(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        model = build_model("retinanet-v2", num_classes=3)
+    assert model.variant == "retinanet-r50-v2" and default_size_hw("retinanet-v2") == (800, 800)
+    torch.save({"head.classification_head.cls_logits.weight": torch.zeros(27, 1)}, tmp_path / "a")
+    assert read_weights(tmp_path / "a", model="retinanet-v2").variant == "retinanet-r50-v2"
 
 
 def test_another_checkpoint_is_refused() -> None:

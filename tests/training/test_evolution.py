@@ -180,6 +180,7 @@ def test_what_the_user_can_mend_ends_the_study(tmp_path: Path) -> None:
 
     with pytest.raises(DatasetError):
         evolve(config(tmp_path / "a"), num_trials=2, weights=FitnessWeights(), run_training=broken)
+    assert not (tmp_path / "a").exists()  # so that it may be begun again
 
 
 def test_data_to_measure_on_are_asked_for_first(shapes_dir: Path, tmp_path: Path) -> None:

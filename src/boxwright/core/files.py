@@ -84,16 +84,33 @@ def check_not_source(path: str | os.PathLike[str], source: str | os.PathLike[str
         )
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Raise `OutputError` now where `path` could not be written later, before the work is done."""
+def check_writable(path: str | os.PathLike[str], *, leaves_folder: bool = True) -> None:
+    """Raise `OutputError` now where `path` could not be written later, before the work is done.
+
+    Args:
+        path: of the result.
+        leaves_folder: whether its folder is there afterwards; else what had to be made for the check goes again.
+    """
     target = Path(path)
+    absent = [folder for folder in target.parents if not folder.exists()]  # the deepest first
     with _as_output_errors(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        probe = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
         try:
-            probe.touch()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            probe = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}")
+            try:
+                probe.touch()
+            finally:
+                probe.unlink(missing_ok=True)
         finally:
-            probe.unlink(missing_ok=True)
+            if not leaves_folder:
+                _remove_empty(absent)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove folders that are there and hold nothing."""
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
 
 
 @contextlib.contextmanager

@@ -106,6 +106,8 @@ VARIANTS: dict[str, RetinaNetConfig] = {
     ),
 }
 
+ALIASES = {"retinanet-v2": "retinanet-r50-v2"}
+
 
 class _ClassHead(nn.Module):
     def __init__(self, channels: int, num_classes: int, depth: int, normalised: bool) -> None:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from boxwright.core.errors import OutputError
 from boxwright.core.files import atomic_file
-from boxwright.models import DetectionModel, build_model, load_model
+from boxwright.models import DetectionModel, load_model
+from boxwright.models.common.loading import choose_model
 from boxwright.training.config import TrainConfig
 from boxwright.training.run import TrainResult, train
 from boxwright.training.state import BEST, LAST
@@ -71,7 +72,7 @@ def step_folder(out: Path, step: int) -> Path:
 
 def _num_steps(config: TrainConfig) -> int:
     with torch.device("meta"):
-        model = build_model(config.model, num_classes=1)
+        model = choose_model(config.model).example()
     if model.num_alternating_steps == 0:
         model.begin_alternating_step(1, {})  # refuses in the detector's own words
     return model.num_alternating_steps

@@ -6,6 +6,7 @@ were given, so the best is never worse than those.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -25,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from boxwright.core.errors import AnswerIsNoError, InputError, OutputError
 from boxwright.core.files import atomic_file, check_writable, write_text
 from boxwright.data import list_splits
-from boxwright.models import build_model
+from boxwright.models.common.loading import choose_model
 from boxwright.training.config import USUAL_SCALE_RANGE, TrainConfig
 from boxwright.training.run import TrainResult, train
 from boxwright.training.settings import check_same_settings, settings_to_json
@@ -199,7 +200,7 @@ def evolve(
     if run_training is None:
         _check_measurable(config)
     with torch.device("meta"):
-        model = build_model(config.model, num_classes=1)
+        model = choose_model(config.model).example()
     config = dataclasses.replace(
         config,
         augmentation=config.augmentation.resolved(model.suggested_augmentation),
@@ -212,7 +213,12 @@ def evolve(
         shutil.rmtree(_trial_folder(config.out, trial.number), ignore_errors=True)
     run = _train_quietly if run_training is None else run_training
     while len(finished := _finished(study)) < num_trials:
-        number, fitness = _run_trial(study, config, weights, run)
+        try:
+            number, fitness = _run_trial(study, config, weights, run)
+        except InputError:
+            if not finished and not config.resume:
+                _forget_study(config.out)  # so that it can be begun again once what was refused is mended
+            raise
         _write_table(study, config.out)
         done = len(finished) + 1
         tell(f"trial {done}/{num_trials} ({_trial_folder(config.out, number).name}): fitness {fitness:.4f}")
@@ -232,6 +238,14 @@ def _check_measurable(config: TrainConfig) -> None:
             got="splits " + ", ".join(list_splits(config.data)),
             fix="add one to the data",
         )
+
+
+def _forget_study(out: Path) -> None:
+    """Remove what a study leaves before its first trial has ended."""
+    shutil.rmtree(_trial_folder(out, 0), ignore_errors=True)
+    (out / STUDY_FILE).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there is something else in it
+        out.rmdir()
 
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:

@@ -25,9 +25,9 @@ from boxwright.core.files import check_writable, write_text
 from boxwright.core.manifest import Manifest
 from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
-from boxwright.models import DetectionModel, build_model
+from boxwright.models import DetectionModel
 from boxwright.models.common.class_targets import softmax_class_targets
-from boxwright.models.common.loading import Weights, default_size_hw, read_weights
+from boxwright.models.common.loading import Weights, choose_model, read_weights
 from boxwright.models.common.saving import save_checkpoint
 from boxwright.training.classification_data import ClassificationData, ClassificationImages, load_classification
 from boxwright.training.config import TrainConfig
@@ -135,8 +135,11 @@ def pretrain_classification(
         raise OutputError(
             str(config.out), expected="a folder without a result", got=f"one with {BACKBONE_FILE}", fix="pass another"
         )
-    check_writable(config.out / BACKBONE_FILE)
-    _check_model(config)
+    check_writable(config.out / BACKBONE_FILE, leaves_folder=False)
+    torch.manual_seed(config.seed)  # of a .cfg, whose network is made when it is opened
+    choice = choose_model(config.model)
+    # What is wrong with the model is said before the data are read and tell how many classes it has.
+    _classifier(choice.example(), 2, config.size_hw or USUAL_SIZE_HW)
     weights = None if config.weights is None else read_weights(config.weights, model=config.model)
     data = load_classification(config.data, config.train_split)
     if data is None or len(data.class_names) < 2:
@@ -147,7 +150,7 @@ def pretrain_classification(
             fix="pass another --data",
         )
     torch.manual_seed(config.seed)
-    module = build_model(config.model, num_classes=len(data.class_names))
+    module = choice.build(len(data.class_names))
     notes = () if weights is None else start_from_weights(module, weights, data.class_names, str(config.weights))
     with TrainingDisplay(config.epochs, is_shown=show_progress) as display:
         display.note(f"{config.data}: {len(data.samples)} images of {len(data.class_names)} classes")
@@ -170,13 +173,8 @@ def pretrain_classification(
         history=tuple(history),
         unreadable=tuple(run.unreadable),
     )
-    _write(config, module, weights, result)
+    _write(config, choice.size_hw, module, weights, result)
     return result
-
-
-def _check_model(config: TrainConfig) -> None:
-    """Raise what is wrong with the model, before the data are read and tell how many classes it has."""
-    _classifier(build_model(config.model, num_classes=1), 2, config.size_hw or USUAL_SIZE_HW)
 
 
 def _classifier(module: DetectionModel, num_classes: int, size_hw: tuple[int, int]) -> BackboneClassifier:
@@ -304,8 +302,13 @@ def _preprocess(
     return module.default_preprocess(size_hw)
 
 
-def _write(config: TrainConfig, module: DetectionModel, weights: Weights | None, result: PretrainResult) -> None:
-    size_hw = default_size_hw(config.model)
+def _write(
+    config: TrainConfig,
+    size_hw: tuple[int, int],
+    module: DetectionModel,
+    weights: Weights | None,
+    result: PretrainResult,
+) -> None:
     manifest = Manifest(
         family=module.family,
         variant=module.variant,

@@ -24,8 +24,8 @@ from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
 from boxwright.data import Dataset, list_splits, load_dataset
 from boxwright.data.problems import DESCRIPTIONS
-from boxwright.models import DetectionModel, build_model
-from boxwright.models.common.loading import Weights, default_size_hw, own_class_names, read_weights
+from boxwright.models import DetectionModel
+from boxwright.models.common.loading import ModelChoice, Weights, choose_model, read_weights
 from boxwright.models.common.targets import Targets
 from boxwright.training.callback import RunKeeper
 from boxwright.training.class_images import load_class_images
@@ -112,15 +112,16 @@ def train(
         OutputError: where the results cannot be written.
         AnswerIsNoError: where training diverges.
     """
-    default_size_hw(config.model)  # refuses a name that there is not, before anything is read or written
+    torch.manual_seed(config.seed)  # of a .cfg, whose network is made when it is opened
+    choice = choose_model(config.model)
     device = choose_device(config.device)
     saved = read_saved_run(config) if config.resume else None
-    _prepare_folder(config)
+    _check_folder(config)
     with TrainingDisplay(config.epochs, is_shown=show_progress) as display:
-        dataset = load_dataset(config.data, config.train_split, class_names=own_class_names(config.model))
+        dataset = load_dataset(config.data, config.train_split, class_names=choice.class_names)
         val = _load_val(config, dataset, display)
         _tell_problems([dataset] if val is None else [dataset, val], display)
-        plan = _plan(config, dataset, saved, prepare)
+        plan = _plan(config, choice, dataset, saved, prepare)
         if saved is not None and saved.state.is_finished:
             display.note(f"{saved.path}: this run is finished; nothing is left to do")
             return _result(config, saved.state.history, None, None, (), saved.state.elapsed)
@@ -139,7 +140,11 @@ class _Plan:
 
 
 def _plan(
-    config: TrainConfig, dataset: Dataset, saved: SavedRun | None, prepare: Callable[[DetectionModel], None] | None
+    config: TrainConfig,
+    choice: ModelChoice,
+    dataset: Dataset,
+    saved: SavedRun | None,
+    prepare: Callable[[DetectionModel], None] | None,
 ) -> _Plan:
     if saved is not None and saved.manifest.class_names != dataset.class_names:
         raise InputError(
@@ -149,9 +154,9 @@ def _plan(
             fix="pass the --data that the run was begun with",
         )
     torch.manual_seed(config.seed)
-    weights = None if config.weights is None else read_weights(config.weights, model=_variant_for(config))
-    size_hw = _size_hw(config, weights)
-    module = build_model(config.model, num_classes=len(dataset.class_names), size_hw=size_hw)
+    weights = None if config.weights is None else read_weights(config.weights, model=config.model)
+    size_hw = _size_hw(config, choice, weights)
+    module = choice.build(len(dataset.class_names), size_hw=size_hw)
     preprocess = _preprocess(config, module, weights, size_hw)
     notes: tuple[str, ...] = ()
     class_images = None
@@ -179,18 +184,12 @@ def _plan(
     return _Plan(module=module, manifest=manifest, size_hw=size_hw, class_images=class_images, notes=notes)
 
 
-def _variant_for(config: TrainConfig) -> str | None:
-    """Checkpoints of ours say themselves what they are; for the others it is the variant that is trained."""
-    assert config.weights is not None
-    return config.model
-
-
-def _size_hw(config: TrainConfig, weights: Weights | None) -> tuple[int, int]:
+def _size_hw(config: TrainConfig, choice: ModelChoice, weights: Weights | None) -> tuple[int, int]:
     if config.size_hw is not None:
         return config.size_hw
     if weights is not None and weights.manifest is not None and weights.manifest.preprocess.size_hw is not None:
         return weights.manifest.preprocess.size_hw
-    return default_size_hw(config.model)
+    return choice.size_hw
 
 
 def _preprocess(
@@ -226,6 +225,7 @@ class _Run:
             device,
             saved,
         )
+        self.precision = lightning_precision(config.precision, device)
         self.samples = TrainDataset(
             dataset,
             preprocess=plan.manifest.preprocess,
@@ -264,6 +264,8 @@ class _Run:
         if (count := self.plan.module.num_fitting_images) > 0:
             fitting = partial(self._fitting_batches, fitting_indices(self.samples.dataset, count, self.config.seed))
         self._prepare_module()
+        if self.saved is None:  # only now nothing that was asked for can be refused any more
+            write_text(self.config.out / CONFIG_FILE, settings_to_json(self.config))
         log = MetricsLog(self.config.out, () if self.saved is None else self.saved.state.history)
         keeper = RunKeeper(self.config, self.plan.manifest, self.val, self.display, log, self.saved, fitting)
         try:
@@ -322,7 +324,7 @@ class _Run:
         return lightning.Trainer(
             accelerator="gpu" if device.type == "cuda" else "cpu",
             devices=[device.index or 0] if device.type == "cuda" else 1,
-            precision=lightning_precision(self.config.precision, device),
+            precision=self.precision,
             max_epochs=self.config.epochs - self.training.start_epoch,
             gradient_clip_val=self.config.clip_norm or None,
             callbacks=[keeper],
@@ -348,7 +350,7 @@ def _loader(config: TrainConfig, samples: TrainDataset, sampler: EpochSampler, d
     )
 
 
-def _prepare_folder(config: TrainConfig) -> None:
+def _check_folder(config: TrainConfig) -> None:
     if not config.resume and (config.out / LAST).exists():
         raise OutputError(
             str(config.out),
@@ -356,9 +358,7 @@ def _prepare_folder(config: TrainConfig) -> None:
             got=f"one with {LAST}",
             fix="pass --resume to go on with that run, or another --out",
         )
-    check_writable(config.out / LAST)
-    if not config.resume:
-        write_text(config.out / CONFIG_FILE, settings_to_json(config))
+    check_writable(config.out / LAST, leaves_folder=False)
 
 
 def _load_val(config: TrainConfig, dataset: Dataset, display: TrainingDisplay) -> Dataset | None:

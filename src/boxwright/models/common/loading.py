@@ -133,6 +133,61 @@ def list_models() -> tuple[ModelInfo, ...]:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """What a `--model` names, before it is built for data.
+
+    Attributes:
+        name: of a variant, or the path of a network's file.
+        size_hw: the input size that the variant is usually run at, or that the file names.
+        network: in the file; None for a variant.
+    """
+
+    name: str
+    size_hw: tuple[int, int]
+    network: NetworkFile | None
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """The class names that the file brings along, as the tree of YOLO9000 does; None for all others."""
+        return None if self.network is None else self.network.class_names
+
+    def build(self, num_classes: int, *, size_hw: tuple[int, int] | None = None) -> DetectionModel:
+        """The module; see `build_model`. A file's network is there once, and is given every time."""
+        if self.network is None:
+            module = families()[family_of(self.name)].build(self.name, num_classes)
+        else:
+            module = self.network.module
+            if module.num_classes != num_classes:
+                raise InputError(
+                    self.name,
+                    expected=f"a network of {num_classes} classes, as many as the data has",
+                    got=f"one of {module.num_classes}",
+                    fix="correct classes in its heads and filters before them, or pass the data that it is for",
+                )
+        if size_hw is not None:
+            module.check_size(size_hw)
+        return module
+
+    def example(self) -> DetectionModel:
+        """A module to ask what the family can do before the data are read: of one class, or those of the file."""
+        return self.build(1 if self.network is None else self.network.module.num_classes)
+
+
+def choose_model(name: str) -> ModelChoice:
+    """What a `--model` names; a file is read, and its network made with random weights where the file has none.
+
+    Raises:
+        CheckpointError: where such a file cannot be read or is wrong.
+        InputError: where there is no such variant.
+    """
+    network = open_network(Path(name))
+    if network is not None:
+        return ModelChoice(name=name, size_hw=network.size_hw, network=network)
+    variant = variant_named(name)
+    return ModelChoice(name=variant, size_hw=families()[family_of(variant)].VARIANTS[variant].size_hw, network=None)
+
+
 def build_model(variant: str, *, num_classes: int, size_hw: tuple[int, int] | None = None) -> DetectionModel:
     """A module with random weights.
 
@@ -146,21 +201,7 @@ def build_model(variant: str, *, num_classes: int, size_hw: tuple[int, int] | No
         CheckpointError: where such a file cannot be read or is wrong.
         InputError: where there is no such variant, it has another class count, or it cannot take that size.
     """
-    network = open_network(Path(variant))
-    if network is None:
-        module = families()[family_of(variant)].build(variant, num_classes)
-    else:
-        module = network.module
-        if module.num_classes != num_classes:
-            raise InputError(
-                variant,
-                expected=f"a network of {num_classes} classes, as many as the data has",
-                got=f"one of {module.num_classes}",
-                fix="correct classes in its heads and filters before them, or pass the data that it is for",
-            )
-    if size_hw is not None:
-        module.check_size(size_hw)
-    return module
+    return choose_model(variant).build(num_classes, size_hw=size_hw)
 
 
 def default_size_hw(variant: str) -> tuple[int, int]:
@@ -169,16 +210,7 @@ def default_size_hw(variant: str) -> tuple[int, int]:
     Raises:
         InputError: where there is no such variant.
     """
-    network = open_network(Path(variant))
-    if network is not None:
-        return network.size_hw
-    return families()[family_of(variant)].VARIANTS[variant].size_hw
-
-
-def own_class_names(variant: str) -> tuple[str, ...] | None:
-    """The class names that the file of a network brings along, as the tree of YOLO9000 does; None for all others."""
-    network = open_network(Path(variant))
-    return None if network is None else network.class_names
+    return choose_model(variant).size_hw
 
 
 def load_model(
@@ -276,6 +308,7 @@ def read_weights(source: str | Path, *, model: str | None = None) -> Weights:
             got="none",
             fix="pass --model, e.g. --model yolox-nano",
         )
+    model = variant_named(model)
     family = families()[family_of(model)]
     state = find_state_dict(file.content, str(source))
     try:

@@ -4,7 +4,7 @@ A family file has `VARIANTS` (name -> frozen config with `size_hw`), `build(vari
 public checkpoints it reads, for people) and `import_checkpoint(state, variant)`. A family whose files describe the
 whole network claims their suffixes with `NETWORK_SUFFIXES` and opens them with `open_network(path)`; its
 `rebuild(variant, state)` makes the module for a checkpoint of ours from what the state dict says of the network, or
-gives None where a variant says it.
+gives None where a variant says it. Where people know a variant by another name too, `ALIASES` leads from that to it.
 """
 
 from __future__ import annotations
@@ -89,7 +89,12 @@ def _family_that_claims(path: Path) -> Family | None:
 
 def variant_named(model: str) -> str:
     """The name of the variant that a checkpoint keeps for a `--model`: of a network's file that without its suffix."""
-    return model if _family_that_claims(Path(model)) is None else Path(model).stem
+    if _family_that_claims(Path(model)) is not None:
+        return Path(model).stem
+    aliases: dict[str, str] = {}
+    for family in families().values():
+        aliases |= getattr(family, "ALIASES", {})
+    return aliases.get(model, model)
 
 
 def rebuild(family: str, variant: str, state: StateDict) -> DetectionModel | None:
