@@ -29,6 +29,13 @@ def test_layers_of_a_resnet_without_its_pyramid() -> None:
     assert names[1:] == [(f"backbone.body.layer{index}",) for index in range(1, 5)]
 
 
+def test_blocks_of_one_resolution_are_a_layer() -> None:
+    names = layer_names(build_model("ssdlite320-mobilenetv3", num_classes=3))
+    first = [range(2), range(2, 4), range(4, 7), range(7, 14)]  # stride 2, 4, 8 and 16, to within a block
+    assert names[:-1] == [tuple(f"backbone.features.0.{index}" for index in stage) for stage in first]
+    assert names[-1] == ("backbone.features.1",)
+
+
 def test_layers_hold_every_parameter_of_the_backbone_once() -> None:
     model = build_model("retinanet-pico", num_classes=3)
     layers = backbone_layers(model, needed_for="--layer-decay")

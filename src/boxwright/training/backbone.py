@@ -34,8 +34,8 @@ def backbone_layers(module: DetectionModel, *, needed_for: str) -> tuple[Backbon
     """The layers of the backbone, those nearest to the image first.
 
     A layer is a submodule that the family names, or, where it names one alone, a child of that, or an element where the
-    child is a list of stages or a plain sequence of single layers; what holds no convolution or linear layer belongs to
-    the layer before it.
+    child is a list of stages or a plain sequence of single layers; a sequence of blocks is divided before each block
+    that halves the map. What holds no convolution or linear layer belongs to the layer before it.
 
     Args:
         module: the detector.
@@ -53,26 +53,49 @@ def backbone_layers(module: DetectionModel, *, needed_for: str) -> tuple[Backbon
         )
     prefixes = module.backbone_prefixes
     # Several submodules that are the backbone together are its layers.
-    names = prefixes if len(prefixes) > 1 else tuple(_elements(prefixes[0], module.get_submodule(prefixes[0])))
-    layers: list[list[str]] = []
-    for name in names:
-        part = module.get_submodule(name)
-        if not any(True for _ in part.parameters()):
+    stages = (
+        ((prefix,) for prefix in prefixes)
+        if len(prefixes) > 1
+        else _elements(prefixes[0], module.get_submodule(prefixes[0]))
+    )
+    layers: list[tuple[str, ...]] = []
+    for names in stages:
+        parts = [module.get_submodule(name) for name in names]
+        if not any(True for part in parts for _ in part.parameters()):
             continue
-        is_normalisation = not any(isinstance(layer, (nn.Conv2d, nn.Linear)) for layer in part.modules())
+        is_normalisation = not any(_is_learner(layer) for part in parts for layer in part.modules())
         if is_normalisation and layers:
-            layers[-1].append(name)
+            layers[-1] += names
         else:
-            layers.append([name])
-    return tuple(BackboneLayer(names=tuple(names)) for names in layers)
+            layers.append(names)
+    return tuple(BackboneLayer(names=names) for names in layers)
 
 
-def _elements(prefix: str, part: nn.Module) -> Iterator[str]:
+def _is_learner(layer: nn.Module) -> bool:
+    return isinstance(layer, (nn.Conv2d, nn.Linear))
+
+
+def _elements(prefix: str, part: nn.Module) -> Iterator[tuple[str, ...]]:
     for name, child in part.named_children():
         if _is_list_of_layers(child):
             yield from _elements(f"{prefix}.{name}", child)
         else:
-            yield f"{prefix}.{name}"
+            yield from _stages(f"{prefix}.{name}", child)
+
+
+def _stages(name: str, part: nn.Module) -> Iterator[tuple[str, ...]]:
+    """A part as a whole, or its blocks in stages where it is a sequence in which a later one halves the map."""
+    blocks = list(part.named_children()) if isinstance(part, nn.Sequential) else []
+    starts = [place for place, (_, block) in enumerate(blocks) if place > 0 and _halves(block)]
+    if not starts:
+        yield (name,)
+        return
+    for start, end in zip([0, *starts], [*starts, len(blocks)], strict=True):
+        yield tuple(f"{name}.{block}" for block, _ in blocks[start:end])
+
+
+def _halves(block: nn.Module) -> bool:
+    return any(isinstance(layer, nn.Conv2d) and max(layer.stride) > 1 for layer in block.modules())
 
 
 def _is_list_of_layers(part: nn.Module) -> bool:
