@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from boxwright.core.errors import InputError, MissingDependencyError, Unsupporte
 from boxwright.export import ExportOptions, api, export
 from boxwright.export.tensorrt_api import BuilderApi
 from boxwright.export.tensorrt_options import EngineOptions
-from boxwright.export.to_tensorrt import BuildMachine, open_build_machine
+from boxwright.export.tensorrt_request import BuildMachine, open_build_machine
 from boxwright.runtimes import tensorrt_library
+from boxwright.runtimes.backend import open_backend
 from boxwright.runtimes.cuda_runtime import CudaDevice
 from boxwright.runtimes.detector import Detector
 from boxwright.runtimes.engine_sidecar import read_sidecar
@@ -34,8 +36,10 @@ def detector_of(path: Path, **options: Any) -> Detector:
     """What was built runs as the graph that it was built from."""
     if options.get("backend") != "tensorrt":
         return Detector(path, **options)
-    graph = Path(path).with_name("for_tensorrt.onnx")
-    return Detector(graph, **{**options, "backend": "onnxruntime", "manifest": read_sidecar(path).manifest})
+    sidecar = read_sidecar(path)
+    backend: Any = open_backend(Path(path).with_name("for_tensorrt.onnx"), backend="onnxruntime")
+    backend.fixed_thresholds = sidecar.fixed_thresholds
+    return Detector.from_backend(backend, sidecar.manifest, conf=options.get("conf"), iou=options.get("iou"))
 
 
 @pytest.fixture
@@ -131,6 +135,61 @@ def test_the_command_line_hands_everything_over(
         assert argument in command
 
 
+@pytest.mark.parametrize("conf", [None, 0.3])
+def test_an_engine_in_a_repository_of_triton(
+    conf: float | None, record: Record, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In one step from an ONNX file: the engine has the model's own IoU threshold, and is compared at its own score."""
+    repository = tmp_path / "repository"
+    words = ["export", str(source), "--format", "triton", "--triton-backend", "tensorrt", "--precision", "fp16"]
+    words += ["--dynamic", "--out", str(repository), *([] if conf is None else ["--conf", str(conf)])]
+    assert main([*words, "--json"]) == 0
+    verification = json.loads(capsys.readouterr().out)["verification"]
+    assert verification["matched_fraction"] == 1 and verification["num_boxes"] > 0
+    sidecar = read_sidecar(repository / "cells" / "1" / "model.plan")
+    assert sidecar.fixed_thresholds == pytest.approx({"score_threshold": conf or 0.001, "iou_threshold": 0.7})
+    assert sidecar.manifest.verification is not None
+    assert main([*shlex.split(sidecar.rebuild_command)[1:]]) == 0  # it is the command that was given
+    assert sorted(path.name for path in (repository / "cells").iterdir()) == ["1", "2", "config.pbtxt"]
+    config = (repository / "cells" / "config.pbtxt").read_text()
+    assert 'backend: "tensorrt"' in config and "max_batch_size: 16" in config
+    assert f"# Build it again with: {sidecar.rebuild_command}" in config
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cells.onnx", "repository"]
+
+
+def test_an_engine_with_fixed_thresholds_goes_into_triton(record: Record, source: Path, tmp_path: Path) -> None:
+    """In two steps; an engine whose thresholds are inputs is refused with the way to build one."""
+    for name, engine in (("open", EngineOptions()), ("fixed", EngineOptions(fixed_thresholds=True))):
+        options = ExportOptions(format="tensorrt", engine=engine, iou=0.6)
+        export(source, tmp_path / f"{name}.engine", options=options)
+    with pytest.raises(UnsupportedError, match=r"--fixed-thresholds.*--triton-backend tensorrt"):
+        export(tmp_path / "open.engine", options=ExportOptions(format="triton"))
+    packed = (
+        export(tmp_path / "fixed.engine", options=ExportOptions(format="triton")).path / "fixed" / "1" / "model.plan"
+    )
+    assert read_sidecar(packed).fixed_thresholds["iou_threshold"] == pytest.approx(0.6)
+    assert "--fixed-thresholds" in read_sidecar(packed).rebuild_command
+
+
+def test_more_candidates_than_tensorrt_sorts(
+    record: Record, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The limit is chosen and said; asked for by hand, or with the plugin, nothing is."""
+    machine = api.open_build_machine(EngineOptions())
+    limits = replace(machine.api.limits, largest_k=40)
+    few = replace(machine, api=replace(machine.api, limits=limits))
+    monkeypatch.setattr(api, "open_build_machine", lambda options: few)
+    words = ["export", str(source), "--format", "tensorrt", "--out", str(tmp_path / "m.engine")]
+    assert main(words) == 0
+    assert "note --max-candidates 40: of each image so many go to NMS" in " ".join(capsys.readouterr().out.split())
+    sidecar = read_sidecar(tmp_path / "m.engine")
+    assert sidecar.manifest.decode.nms is not None and sidecar.manifest.decode.nms.pre_nms_top_k == 40
+    assert "--max-candidates 40" in sidecar.rebuild_command
+    own = export(source, tmp_path / "n.engine", options=ExportOptions(format="tensorrt", max_candidates=7))
+    assert own.notes == ()
+    assert export(source, tmp_path / "r.engine", options=ExportOptions(format="tensorrt", nms="none")).notes == ()
+
+
 def test_without_tensorrt_nothing_is_begun(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
     monkeypatch.setattr(api, "open_source", lambda *_: pytest.fail("work before the check"))
@@ -140,13 +199,13 @@ def test_without_tensorrt_nothing_is_begun(source: Path, tmp_path: Path, monkeyp
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    from boxwright.export import to_tensorrt
+    from boxwright.export import tensorrt_request
 
     class OneGpu:
         def num_devices(self) -> int:
             return 1
 
-    monkeypatch.setattr(to_tensorrt, "import_tensorrt", lambda needed_for: fake_builder_module("10.3.0", Record()))
-    monkeypatch.setattr(to_tensorrt, "load_cuda", lambda needed_for: OneGpu())
+    monkeypatch.setattr(tensorrt_request, "import_tensorrt", lambda needed_for: fake_builder_module("10.3.0", Record()))
+    monkeypatch.setattr(tensorrt_request, "load_cuda", lambda needed_for: OneGpu())
     with pytest.raises(UnsupportedError, match="--gpu: expected a number below 1, got 3"):
         open_build_machine(EngineOptions(gpu=3))

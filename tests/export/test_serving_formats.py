@@ -108,6 +108,17 @@ def test_a_repository_of_triton(batch: int | None, largest: int, tmp_path: Path)
     _assert_detects_alike(source, file)
 
 
+@pytest.mark.parametrize("wanted", ["triton", "deepstream"])
+def test_the_threshold_of_the_overlap_is_the_model_s_own(wanted: Any, tmp_path: Path) -> None:
+    """Nobody gives these the thresholds that `Detector` gives: the defaults inside decide."""
+    manifest = colour_cells_manifest(iou_threshold=0.45)
+    source = save_colour_cells(tmp_path / "cells.onnx", manifest=manifest)
+    for iou, inside in ((None, 0.45), (0.6, 0.6)):
+        folder = export(source, tmp_path / f"{wanted}{iou and 6}", options=ExportOptions(format=wanted, iou=iou)).path
+        initializers = {tensor.name: tensor for tensor in onnx.load(next(folder.rglob("model.onnx"))).graph.initializer}
+        assert onnx.numpy_helper.to_array(initializers["iou_threshold"]) == np.float32(inside)
+
+
 def test_triton_with_openvino(tmp_path: Path) -> None:
     source = save_colour_cells(tmp_path / "cells.onnx")
     export(source, options=ExportOptions(format="triton", triton_backend="openvino"))
@@ -117,7 +128,11 @@ def test_triton_with_openvino(tmp_path: Path) -> None:
 
 def test_triton_takes_engines_as_they_are(tmp_path: Path) -> None:
     engine = write_engine(
-        tmp_path / "m.engine", engine_description(), fixed_thresholds=True, needs_plugin=True, batch_sizes=(1, 8)
+        tmp_path / "m.engine",
+        engine_description(),
+        fixed_thresholds={"score_threshold": 0.001},
+        needs_plugin=True,
+        batch_sizes=(1, 8),
     )
     result = export(engine, options=ExportOptions(format="triton"))
     folder = result.path / "m"
@@ -145,7 +160,7 @@ def test_triton_takes_engines_of_trtexec(tmp_path: Path) -> None:
 
 def test_triton_cannot_feed_single_numbers(tmp_path: Path) -> None:
     engine = write_engine(tmp_path / "m.engine", engine_description())
-    with pytest.raises(UnsupportedError, match=r"trtexec --onnx=m\.onnx"):
+    with pytest.raises(UnsupportedError, match=r"--fixed-thresholds, or in one step: boxwright export"):
         pack_for_triton(tmp_path / "repository", "m", engine)
     assert not (tmp_path / "repository").exists()
     pytest.importorskip("openvino")

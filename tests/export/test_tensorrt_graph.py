@@ -14,8 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from boxwright.core.errors import UnsupportedError
 from boxwright.export.decode_nms.insert import insert_decode_nms
 from boxwright.export.known_sizes import fold_known_sizes
-from boxwright.export.tensorrt_api import limits_of
 from boxwright.export.tensorrt_graph import for_parser, has_decode_nms
+from boxwright.export.tensorrt_limits import limits_of
 from models_for_tests import HEIGHT, WIDTH, colour_cells_manifest, colour_cells_onnx
 
 SHAPE = (2, 4, 6, 5)

@@ -20,15 +20,11 @@ from boxwright.core.manifest import Manifest, VerificationRecord
 from boxwright.export.decode_nms.insert import insert_decode_nms
 from boxwright.export.float_layers import find_float_layers
 from boxwright.export.half_precision import half_candidates, to_half, with_types
-from boxwright.export.tensorrt_api import BuilderApi, limits_of
+from boxwright.export.tensorrt_api import BuilderApi
+from boxwright.export.tensorrt_limits import limits_of
 from boxwright.export.tensorrt_options import EngineOptions, Profile, default_profile, parse_float_layers
-from boxwright.export.to_tensorrt import (
-    BuildMachine,
-    EngineRequest,
-    convert_to_tensorrt,
-    move_engine,
-    rebuild_command,
-)
+from boxwright.export.tensorrt_request import BuildMachine, EngineRequest
+from boxwright.export.to_tensorrt import convert_to_tensorrt, move_engine, rebuild_command
 from boxwright.runtimes import tensorrt_library
 from boxwright.runtimes.cuda_runtime import CudaDevice
 from boxwright.runtimes.engine_sidecar import EngineSidecar, check_fits_machine, read_sidecar, sidecar_path
@@ -161,6 +157,23 @@ def test_an_engine_and_its_description(version: str, tmp_path: Path) -> None:
     assert not {"score_threshold", "iou_threshold"} & {tensor.name for tensor in record.model.graph.initializer}
     progress = "Building Engine (1 of 2)" if version in TEN + ELEVEN else "building the engine"
     assert progress in said
+
+
+@pytest.mark.parametrize("version", GENERATIONS)
+def test_thresholds_that_are_built_in(version: str, tmp_path: Path) -> None:
+    """What is given to the parser takes images alone, and finds what the source finds with these thresholds."""
+    record, engine, _ = convert(version, request_for(options=EngineOptions(fixed_thresholds=True)), tmp_path)
+    assert record.model is not None
+    assert [value.name for value in record.model.graph.input] == ["images"]
+    assert read_sidecar(engine).fixed_thresholds == pytest.approx({"score_threshold": 0.1, "iou_threshold": 0.5})
+    image = colour_image((1, 1, "red"), (3, 6, "dark blue"))
+    images = (image.transpose(2, 0, 1)[None] / 255).astype(np.float32)
+    source, built = detector_graph()[0], ir.from_proto(record.model)
+    wanted = run(source, images, tmp_path / "source.onnx", score_threshold=0.1)
+    got = run(built, images, tmp_path / "built.onnx")
+    assert wanted["num_detections"].tolist() == [[2]]
+    for name, array in wanted.items():
+        np.testing.assert_array_equal(got[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize("version", GENERATIONS)
@@ -424,12 +437,13 @@ def test_an_engine_of_another_machine_names_the_command(here: str, capability: s
 # ---- half precision ----
 
 
-def run(model: ir.Model, images: np.ndarray, path: Path) -> dict[str, np.ndarray]:
+def run(model: ir.Model, images: np.ndarray, path: Path, score_threshold: float = 0.2) -> dict[str, np.ndarray]:
     import onnxruntime
 
     ir.save(model, path)
     session = onnxruntime.InferenceSession(path)
-    feeds = {"images": images, "score_threshold": np.array(0.2, np.float32), "iou_threshold": np.array(0.5, np.float32)}
+    thresholds = {"score_threshold": score_threshold, "iou_threshold": 0.5}
+    feeds = {"images": images} | {name: np.array(value, np.float32) for name, value in thresholds.items()}
     known = {value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())}
     names = [value.name for value in session.get_outputs()]
     feeds = {name: value for name, value in feeds.items() if name in known}

@@ -360,6 +360,7 @@ def test_an_engine_of_trtexec_has_the_manifest_of_its_onnx_file(play: Any, tmp_p
     write_onnx(model, tmp_path / "m.onnx")
     with Detector(path) as detector:
         assert detector.class_names == ("dark", "bright")
+        assert detector.iou_threshold == pytest.approx(0.7)
     # The file has 0.001 and 0.7 built in: of scores a higher threshold can be had, of overlaps no other.
     image = np.full((48, 80, 3), 100, dtype=np.uint8)
     for conf, count in ((0.001, 1), (0.3, 1), (0.4, 0)):
@@ -369,6 +370,22 @@ def test_an_engine_of_trtexec_has_the_manifest_of_its_onnx_file(play: Any, tmp_p
         Detector(path, conf=0.0005)
     with pytest.raises(UnsupportedError, match="built-in iou_threshold"):
         Detector(path, iou=0.6)
+
+
+def test_an_engine_with_thresholds_of_its_own(play: Any, tmp_path: Path) -> None:
+    """Built with --fixed-thresholds: its description says which they are."""
+    machine = play()
+    images_alone = {"images": [[1, 3, *SIZE_HW], "FLOAT"]}
+    told = {"tensorrt_version": machine.version, "fixed_thresholds": {"score_threshold": 0.001, "iou_threshold": 0.45}}
+    description = engine_description(inputs=images_alone, function="bright_spots_fixed")
+    path = write_engine(tmp_path / "m.engine", description, **told)
+    image = np.full((48, 80, 3), 100, dtype=np.uint8)
+    for conf, count in ((None, 1), (0.001, 1), (0.4, 0)):
+        with Detector(path, conf=conf) as detector:
+            assert len(detector(image)) == count
+            assert detector.iou_threshold == 0.45
+    with pytest.raises(UnsupportedError, match="built-in score_threshold in tensorrt; leave conf out, or export"):
+        Detector(path, conf=0.0001)
 
 
 def test_predict_takes_engines_as_they_are(play: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

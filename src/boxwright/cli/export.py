@@ -74,7 +74,8 @@ def export(
         typer.Option("--output-names", help="Names of the detections: boxes ..., or det_boxes ... as of EfficientNMS."),
     ] = "boxwright",
     triton_backend: Annotated[
-        Literal["onnxruntime", "openvino"], typer.Option("--triton-backend", help="What runs an ONNX file in Triton.")
+        Literal["onnxruntime", "openvino", "tensorrt"],
+        typer.Option("--triton-backend", help="What runs the model in Triton; for tensorrt an engine is built."),
     ] = "onnxruntime",
     workspace: Annotated[
         int | None, typer.Option("--workspace", min=1, help="TensorRT: MiB that layers may use for themselves.")
@@ -98,6 +99,10 @@ def export(
     ] = None,
     without_cudnn: Annotated[
         bool, typer.Option("--without-cudnn", help="TensorRT 8: take no kernels of cuDNN and cuBLAS.")
+    ] = False,
+    fixed_thresholds: Annotated[
+        bool,
+        typer.Option("--fixed-thresholds", help="TensorRT: build the thresholds in, where images alone are fed."),
     ] = False,
     gpu: Annotated[int, typer.Option("--gpu", min=0, help="TensorRT: GPU to build on and for.")] = 0,
     opset: OpsetOption = None,
@@ -136,6 +141,7 @@ def export(
             profiles=tuple(map(Profile.parse, profile or ())),
             calibration_cache=calibration_cache,
             without_cudnn=without_cudnn,
+            fixed_thresholds=fixed_thresholds,
             gpu=gpu,
         ),
         opset=opset,
@@ -175,6 +181,7 @@ def _document(result: ExportResult) -> dict[str, object]:
         "size_mb": _size_mb(result.path),
         "verification": None if result.verification is None else asdict(result.verification),
         "unreadable": list(result.problems),
+        "notes": list(result.notes),
     }
 
 
@@ -185,6 +192,8 @@ def _print(result: ExportResult) -> None:
     console.print(
         f"[bold]{result.path}[/bold]  {_size_mb(result.path):.1f} MB, {result.manifest.variant}", highlight=False
     )
+    for note in result.notes:
+        console.print(f"[yellow]note[/yellow] {note}", highlight=False)
     if result.verification is None:
         console.print("packed as it was", highlight=False)
         return

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
-from boxwright.core.errors import InputError, ModelFileError, OutputError
+from boxwright.core.errors import OutputError
 from boxwright.core.files import atomic_directory, check_not_source, check_writable
 from boxwright.core.manifest import Manifest, VerificationRecord
 from boxwright.export import verify
@@ -21,24 +21,33 @@ from boxwright.export.embed_preprocess import embed_preprocess
 from boxwright.export.onnx_files import set_manifest, write_onnx
 from boxwright.export.options import DEFAULT_IOU_THRESHOLD, DEFAULT_SCORE_THRESHOLD, ExportOptions, Format
 from boxwright.export.passes import run_passes
+from boxwright.export.places import (
+    FOLDER_SUFFIXES,
+    check_folder,
+    check_replaceable,
+    check_source,
+    check_suffix,
+    default_out,
+)
 from boxwright.export.sources import Description, Progress, Source, open_source
-from boxwright.export.to_deepstream import CONFIG_NAME, write_deepstream
+from boxwright.export.tensorrt_candidates import candidates_that_fit
+from boxwright.export.tensorrt_request import BuildMachine, EngineRequest, open_build_machine
+from boxwright.export.thresholds import set_iou_default, threshold_defaults
+from boxwright.export.to_deepstream import write_deepstream
 from boxwright.export.to_openvino import convert_to_openvino
 from boxwright.export.to_tensorrt import (
     ENGINE_SUFFIXES,
-    EngineRequest,
     convert_to_tensorrt,
     move_engine,
-    open_build_machine,
     rebuild_command,
 )
 from boxwright.export.to_triton import is_packable, pack_for_triton, write_triton_onnx
 from boxwright.export.verification_images import verification_images
 from boxwright.runtimes.detector import Detector
+from boxwright.runtimes.engine_sidecar import read_sidecar, write_sidecar
 
 __all__ = ["ExportOptions", "ExportResult", "export"]
 _ENGINES = {"onnx": "onnxruntime", "triton": "onnxruntime", "deepstream": "onnxruntime"}  # others by their name
-_FOLDER_SUFFIXES = {"openvino": "_openvino_model", "triton": "_triton", "deepstream": "_deepstream"}
 
 
 # Whoever checks with the onnx package what was exported has the operator checked too.
@@ -54,12 +63,14 @@ class ExportResult:
         manifest: that is inside.
         verification: how it compares with its source; None for what was packed as it was and does not say.
         problems: images of the data set that could not be read for the comparison, each with the reason.
+        notes: what was decided in the user's place and changes what is detected.
     """
 
     path: Path
     manifest: Manifest
     verification: VerificationRecord | None
     problems: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def export(
@@ -101,21 +112,22 @@ def export(
     source = Path(source)
     if options.format == "triton" and is_packable(source):
         return _pack(source, out)
-    _check_source(source)
-    out = Path(out) if out is not None else _default_out(source, options.format)
-    _check_suffix(out, options.format)
+    check_source(source)
+    out = Path(out) if out is not None else default_out(source, options.format)
+    check_suffix(out, options.format)
     check_not_source(out, source)
-    _check_replaceable(out, options.format)
-    _check_folder(out)
+    check_replaceable(out, options.format)
+    check_folder(out)
     check_writable(out)
     # What is missing for an engine is said before the work.
-    machine = open_build_machine(options.engine) if options.format == "tensorrt" else None
+    machine = open_build_machine(options.engine) if options.builds_engine else None
     description = Description(model=model, head=head, labels=labels, preprocess=preprocess)
     with _naming(out), tempfile.TemporaryDirectory(prefix=".boxwright-", dir=out.parent) as folder:
         work = Path(folder)
-        opened = open_source(source, description, options, work, report)
+        opened, options, notes = _opened(source, description, options, machine, work, report)
         images, problems = verification_images(data, split, opened.manifest)
         graph, manifest = _build(opened, options, report)
+        least_score = threshold_defaults(graph).get("score_threshold", 0.0) if options.engine.fixed_thresholds else 0.0
         report("converting")
 
         def compare(path: Path, backend: str) -> VerificationRecord:
@@ -126,12 +138,13 @@ def export(
                 manifest.preprocess,
                 reference_name=opened.name,
                 max_detections=manifest.decode.max_detections,
+                least_score=least_score,
             )
 
         if machine is None:
             candidate = _write(graph, manifest, work / _file_name(options.format), options, work, source.stem)
         else:
-            candidate = work / "model.engine"
+            candidate = work / f"{source.stem}{ENGINE_SUFFIXES[0]}"
             request = EngineRequest(
                 graph=graph,
                 manifest=manifest,
@@ -145,7 +158,8 @@ def export(
             )
             manifest = convert_to_tensorrt(machine, request, candidate, work, report)
         report("comparing detections with the source")
-        record = compare(candidate, _ENGINES.get(options.format, options.format))
+        engine = "tensorrt" if machine is not None else _ENGINES.get(options.format, options.format)
+        record = compare(candidate, engine)
         precision = "int8" if manifest.precision == "int8" else options.precision
         verify.check(record, precision, f"{options.format} export of {source.name}")
         manifest = replace(manifest, verification=record)
@@ -153,8 +167,48 @@ def export(
         if machine is None:
             _write(graph, manifest, out, options, work, source.stem)
         else:
-            move_engine(candidate, out, manifest)  # to build it again would take minutes, and give another
-    return ExportResult(path=out, manifest=manifest, verification=record, problems=problems)
+            _place_engine(candidate, out, manifest, options)  # to build it again would take minutes, and give another
+    return ExportResult(path=out, manifest=manifest, verification=record, problems=problems, notes=notes)
+
+
+def _opened(
+    source: Path,
+    description: Description,
+    options: ExportOptions,
+    machine: BuildMachine | None,
+    work: Path,
+    report: Progress,
+) -> tuple[Source, ExportOptions, tuple[str, ...]]:
+    """The source, the options that it is exported with, and what is to be said of them."""
+    if options.format == "triton" and options.builds_engine:  # Triton feeds no single numbers
+        options = replace(options, engine=replace(options.engine, fixed_thresholds=True))
+    opened = open_source(source, description, options, work, report)
+    keeps_candidates = options.nms != "graph" or options.max_candidates is not None
+    is_finished = opened.manifest.stage == "detections" and opened.manifest.input_kind == "pixels"
+    if machine is None or keeps_candidates or is_finished:
+        return opened, options, ()
+    fitting = candidates_that_fit(opened.manifest.decode, machine.api.limits)
+    if fitting is None:
+        return opened, options, ()
+    assert opened.manifest.decode.nms is not None
+    scope = opened.manifest.decode.nms.top_k_scope
+    note = (
+        f"--max-candidates {fitting}: of each {scope} so many go to NMS and not "
+        f"{opened.manifest.decode.nms.pre_nms_top_k or 'all'}, since TensorRT sorts at most "
+        f"{machine.api.limits.largest_k} together; --nms plugin keeps them all"
+    )
+    report(note)
+    options = replace(options, max_candidates=fitting)
+    return open_source(source, description, options, work, report), options, (note,)
+
+
+def _place_engine(built: Path, out: Path, manifest: Manifest, options: ExportOptions) -> None:
+    """Move a built engine to its place, or into a repository of Triton."""
+    if options.format != "triton":
+        move_engine(built, out, manifest)
+        return
+    write_sidecar(built, replace(read_sidecar(built), manifest=manifest))
+    pack_for_triton(out, built.stem, built)
 
 
 @contextlib.contextmanager
@@ -164,61 +218,6 @@ def _naming(out: Path) -> Iterator[None]:
         yield
     except OutputError as error:
         raise OutputError(str(out), expected=error.expected, got=error.got, fix=error.fix) from error
-
-
-def _default_out(source: Path, wanted: Format) -> Path:
-    """A name beside the source; what is there already is only replaced where the user names it."""
-    if wanted in _FOLDER_SUFFIXES:
-        out = source.with_name(f"{source.stem}{_FOLDER_SUFFIXES[wanted]}")
-    elif wanted == "tensorrt":
-        out = source.with_suffix(ENGINE_SUFFIXES[0])
-    elif source.suffix == ".onnx":
-        out = source.with_name(f"{source.stem}_boxwright.onnx")
-    else:
-        out = source.with_suffix(".onnx")
-    if out.exists():
-        raise OutputError(
-            str(out), expected="nothing there yet, since --out is not given", got="a file", fix="name it with --out"
-        )
-    return out
-
-
-def _check_replaceable(out: Path, wanted: Format) -> None:
-    """Raise `OutputError` where a folder of something else stands in the place of the result."""
-    # To a repository of Triton a model is added.
-    known = {"openvino": ("an OpenVINO model", "*.xml"), "deepstream": ("a folder for DeepStream", CONFIG_NAME)}
-    name, pattern = known.get(wanted, ("", ""))
-    if name and out.is_dir() and any(out.iterdir()) and not any(out.glob(pattern)):
-        raise OutputError(
-            str(out),
-            expected=f"a free place, or {name} to replace",
-            got="a folder of other things",
-            fix="pass another --out",
-        )
-
-
-def _check_source(source: Path) -> None:
-    if not source.is_file():
-        got = "a folder" if source.is_dir() else "a path that does not exist"
-        raise ModelFileError(str(source), expected="a checkpoint or an ONNX file", got=got, fix="check the path")
-
-
-def _check_suffix(out: Path, wanted: Format) -> None:
-    if wanted == "onnx" and out.suffix != ".onnx":
-        raise InputError("--out", expected="a file name that ends in .onnx", got=out.name, fix="rename it")
-    if wanted == "tensorrt" and out.suffix not in ENGINE_SUFFIXES:
-        expected = "a file name that ends in " + " or ".join(ENGINE_SUFFIXES)
-        raise InputError("--out", expected=expected, got=out.name, fix="rename it")
-    if wanted in _FOLDER_SUFFIXES and out.suffix:
-        raise InputError("--out", expected=f"a folder for --format {wanted}", got=out.name, fix="leave out the suffix")
-
-
-def _check_folder(out: Path) -> None:
-    """Raise `OutputError` where the folder is missing: it is more often misspelt than meant."""
-    if not out.parent.exists():
-        raise OutputError(
-            str(out), expected=f"the folder {out.parent}", got="none of that name", fix="make it, or mend --out"
-        )
 
 
 def _build(opened: Source, options: ExportOptions, report: Progress) -> tuple[ir.Model, Manifest]:
@@ -243,6 +242,8 @@ def _build(opened: Source, options: ExportOptions, report: Progress) -> tuple[ir
         manifest = replace(manifest, input_kind="pixels")
     if options.output_names == "efficientnms":
         rename_outputs(graph)
+    if options.has_constant_thresholds:
+        set_iou_default(graph, manifest.iou_threshold)
     return graph, manifest
 
 
@@ -270,19 +271,23 @@ def _command(
         "--data": data,
         "--split": None if data is None else split,
     }
-    return rebuild_command(source, out, options.precision, given, options.engine)
+    if options.format == "tensorrt":
+        return rebuild_command(source, out, options.precision, given, options.engine)
+    engine = replace(options.engine, fixed_thresholds=False)  # as always there
+    words = (options.format, "--triton-backend", options.triton_backend)
+    return rebuild_command(source, out, options.precision, given, engine, format=words)
 
 
 def _file_name(wanted: Format) -> str:
-    return "model" + _FOLDER_SUFFIXES.get(wanted, ".onnx")
+    return "model" + FOLDER_SUFFIXES.get(wanted, ".onnx")
 
 
 def _pack(source: Path, out: str | Path | None) -> ExportResult:
     """Put an engine or an OpenVINO model into a repository of Triton."""
-    name = source.stem.removesuffix(_FOLDER_SUFFIXES["openvino"])
-    repository = Path(out) if out is not None else source.with_name(f"{name}{_FOLDER_SUFFIXES['triton']}")
-    _check_suffix(repository, "triton")
-    _check_folder(repository)
+    name = source.stem.removesuffix(FOLDER_SUFFIXES["openvino"])
+    repository = Path(out) if out is not None else source.with_name(f"{name}{FOLDER_SUFFIXES['triton']}")
+    check_suffix(repository, "triton")
+    check_folder(repository)
     manifest = pack_for_triton(repository, name, source)
     return ExportResult(path=repository, manifest=manifest, verification=manifest.verification)
 

@@ -13,7 +13,7 @@ from boxwright.export.decode_nms.function import OLDEST_OPSET
 from boxwright.export.tensorrt_options import ENGINE_PRECISIONS, EngineOptions
 from boxwright.export.to_deepstream import DEEPSTREAM_PRECISIONS
 from boxwright.export.to_openvino import WEIGHTS_PRECISIONS
-from boxwright.export.to_triton import ONNX_BACKENDS
+from boxwright.export.to_triton import TRITON_BACKENDS
 from boxwright.runtimes.openvino_plugin import require_openvino_plugin
 
 Format = Literal["onnx", "openvino", "tensorrt", "triton", "deepstream"]
@@ -40,10 +40,10 @@ class ExportOptions:
         max_candidates: that go to NMS, of what the family limits: an image, a level or a class; its own where None.
         agnostic_nms: a box suppresses boxes of other classes too.
         embed_preprocess: the graph takes uint8 images of any size and resizes, pads and normalises them itself.
-        precision: of the stored weights; for TensorRT and DeepStream, of the engine.
+        precision: of the stored weights; for an engine of TensorRT, and for DeepStream, of the engine.
         engine: how an engine of TensorRT is built.
         output_names: of the detections: Boxwright's, or those that EfficientNMS's users know.
-        triton_backend: that runs an ONNX file in Triton.
+        triton_backend: that runs the model in Triton; for `tensorrt` an engine is built.
         opset: of ONNX; where None, 17 or the oldest after it that will do.
     """
 
@@ -81,17 +81,27 @@ class ExportOptions:
             "deepstream": DEEPSTREAM_PRECISIONS,
             "tensorrt": ENGINE_PRECISIONS,
         }
-        allowed = precisions.get(self.format, ("fp32",))
-        _require(self.precision in allowed, f"--precision for {self.format}", " or ".join(allowed), self.precision)
         backend = self.triton_backend
-        _require(backend in ONNX_BACKENDS, "--triton-backend", " or ".join(ONNX_BACKENDS), backend)
-        is_free = self.format == "tensorrt" or self.engine == EngineOptions()
+        _require(backend in TRITON_BACKENDS, "--triton-backend", " or ".join(TRITON_BACKENDS), backend)
+        allowed = precisions.get("tensorrt" if self.builds_engine else self.format, ("fp32",))
+        _require(self.precision in allowed, f"--precision for {self.format}", " or ".join(allowed), self.precision)
+        is_free = self.builds_engine or self.engine == EngineOptions()
         _require(is_free, " ".join(self.engine.arguments()), "--format tensorrt, which it is of", self.format)
         names = ("boxwright", "efficientnms") if self.nms != "none" else ("boxwright",)
         option = f"--output-names with --nms {self.nms}"
         _require(self.output_names in names, option, " or ".join(names), self.output_names)
         if self.format == "openvino" and self.nms == "plugin":
             require_openvino_plugin("--format openvino --nms plugin")
+
+    @property
+    def builds_engine(self) -> bool:
+        """Whether an engine of TensorRT is built."""
+        return self.format == "tensorrt" or (self.format == "triton" and self.triton_backend == "tensorrt")
+
+    @property
+    def has_constant_thresholds(self) -> bool:
+        """Whether nobody will give the model thresholds, so that those inside must be the right ones."""
+        return self.engine.fixed_thresholds or self.format in ("triton", "deepstream")
 
     @property
     def changes_decoding(self) -> bool:

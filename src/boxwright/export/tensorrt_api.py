@@ -1,8 +1,8 @@
 """What the generations of TensorRT's Python interface do differently when an engine is built: one small class each.
 
 Which class serves is told by the names that the module has, once, in `BuilderApi.of`; nothing else asks for a version.
-What names cannot tell, the ONNX parser's limits, is a table. `tests/tensorrt_api/signatures.json` keeps what the real
-modules have.
+What names cannot tell, the ONNX parser's limits, is a table in `tensorrt_limits`. `tests/tensorrt_api/signatures.json`
+keeps what the real modules have.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from boxwright.core.errors import UnsupportedError
+from boxwright.export.tensorrt_limits import ParserLimits, limits_of
 
 # Takes what the builder is doing, and which step of how many it is at; 0 steps where that is not known.
 OnPhase = Callable[[str, int, int], None]
@@ -19,43 +19,6 @@ OnPhase = Callable[[str, int, int], None]
 MayBeHalf = Callable[[str], bool | None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ParserLimits:
-    """What an ONNX parser reads.
-
-    Attributes:
-        newest_opset: of the operators.
-        largest_k: of a TopK.
-        has_computed_k: whether the k of a TopK may be the result of other nodes.
-        sorts_integers: in a TopK.
-        sums_integers: in a ReduceSum.
-        has_layer_normalization: as an operator.
-        has_uint8_inputs: so that a graph can take pixels.
-    """
-
-    newest_opset: int
-    largest_k: int = 3840
-    has_computed_k: bool = True
-    sorts_integers: bool = True
-    sums_integers: bool = True
-    has_layer_normalization: bool = True
-    has_uint8_inputs: bool = True
-
-
-# Source: docs/operators.md of github.com/onnx/onnx-tensorrt, branches 8.5-GA, 8.6-GA and 10.0-GA; for k, NvInfer.h.
-_LIMITS = {
-    (8, 5): ParserLimits(
-        newest_opset=17,
-        has_computed_k=False,
-        sorts_integers=False,
-        sums_integers=False,
-        has_layer_normalization=False,
-        has_uint8_inputs=False,
-    ),
-    (8, 6): ParserLimits(newest_opset=17, sums_integers=False),
-    (10, 0): ParserLimits(newest_opset=20),
-}
-OLDEST_VERSION = min(_LIMITS)
 _LAYERS_WITH_TYPES = ("CONSTANT", "SHAPE", "CAST", "QUANTIZE", "DEQUANTIZE", "PLUGIN", "PLUGIN_V2", "PLUGIN_V3")
 
 
@@ -274,21 +237,6 @@ class BuilderApi:
             nodes: name and operator of each node of the graph that it was given.
         """
         return [self.errors.complaint(parser.get_error(index), nodes) for index in range(parser.num_errors)]
-
-
-def limits_of(version: str) -> ParserLimits:
-    """What the ONNX parser of a version reads; a version that is not in the table reads what the one before it does.
-
-    Raises:
-        UnsupportedError: where it is older than 8.5.
-    """
-    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
-    if len(numbers) < 2 or numbers < OLDEST_VERSION:
-        oldest = ".".join(map(str, OLDEST_VERSION))
-        raise UnsupportedError(
-            "TensorRT", expected=f"version {oldest} or newer", got=version, fix="install a newer TensorRT"
-        )
-    return _LIMITS[max(known for known in _LIMITS if known <= numbers)]
 
 
 def _may_be_half(layer_name: str, may_be_half: MayBeHalf) -> bool | None:

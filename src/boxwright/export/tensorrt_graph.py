@@ -16,7 +16,8 @@ from boxwright.export.decode_nms.function import DOMAIN, OP_TYPE, THRESHOLD_NAME
 from boxwright.export.graph_builder import GraphBuilder
 from boxwright.export.known_sizes import fold_known_sizes
 from boxwright.export.passes import split_sizes
-from boxwright.export.tensorrt_api import ParserLimits
+from boxwright.export.tensorrt_limits import ParserLimits
+from boxwright.export.thresholds import make_constant
 
 _REDUCTIONS = tuple(f"Reduce{name}" for name in "L1 L2 LogSum LogSumExp Max Mean Min Prod SumSquare".split())
 _OPSET_OF_REDUCTION_AXES = 18
@@ -26,13 +27,14 @@ _IR_VERSION = 8
 _CANDIDATES_THAT_FIT = 700
 
 
-def for_parser(model: ir.Model, limits: ParserLimits, *, source: str) -> ir.Model:
+def for_parser(model: ir.Model, limits: ParserLimits, *, source: str, fixed_thresholds: bool = False) -> ir.Model:
     """A copy that an ONNX parser of these limits reads.
 
     Args:
         model: exported; left as it is.
         limits: of the parser.
         source: named in errors.
+        fixed_thresholds: whether the thresholds shall be constants; else they are inputs that must be given.
 
     Raises:
         UnsupportedError: where an operator cannot be said in the words of an opset that the parser knows.
@@ -40,9 +42,12 @@ def for_parser(model: ir.Model, limits: ParserLimits, *, source: str) -> ir.Mode
     copy = ir.from_proto(ir.to_proto(model))
     _check_inputs(copy, limits, source)
     _drop_functions(copy)
-    for name in THRESHOLD_NAMES:
-        # As initializers they would become constants, and an engine would never take another threshold.
-        copy.graph.initializers.pop(name, None)
+    if fixed_thresholds:
+        make_constant(copy, source)
+    else:
+        for name in THRESHOLD_NAMES:
+            # As initializers they would become constants, and an engine would never take another threshold.
+            copy.graph.initializers.pop(name, None)
     _lower_opset(copy, limits.newest_opset, source)
     if not limits.has_layer_normalization:
         _replace_nodes(copy, "LayerNormalization", _layer_normalization)

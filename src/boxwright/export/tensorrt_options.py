@@ -75,6 +75,7 @@ class EngineOptions:
         calibration_cache: file of ranges for INT8 up to TensorRT 10, read where it is there, else written.
         gpu: number of the GPU to build on and for.
         without_cudnn: take no kernels of cuDNN and cuBLAS, which TensorRT 8 uses where they are installed.
+        fixed_thresholds: make constants of the thresholds, for programs that feed images alone.
     """
 
     workspace_mb: int | None = None
@@ -85,6 +86,7 @@ class EngineOptions:
     calibration_cache: Path | None = None
     gpu: int = 0
     without_cudnn: bool = False
+    fixed_thresholds: bool = False
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -110,6 +112,8 @@ class EngineOptions:
             given += ["--profile", str(profile)]
         if self.without_cudnn:
             given.append("--without-cudnn")
+        if self.fixed_thresholds:
+            given.append("--fixed-thresholds")
         if self.gpu:
             given += ["--gpu", str(self.gpu)]
         if self.calibration_cache is not None:

@@ -13,96 +13,31 @@ import hashlib
 import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 
 from boxwright.core.errors import InputError, UnsupportedError
 from boxwright.core.files import atomic_file
-from boxwright.core.manifest import Manifest, Precision, VerificationRecord
-from boxwright.export.float_layers import find_float_layers
+from boxwright.core.manifest import Manifest, Precision
 from boxwright.export.half_precision import half_candidates, to_half, with_types
-from boxwright.export.onnx_files import INPUT_NAME, set_manifest, write_onnx
-from boxwright.export.tensorrt_api import BuilderApi, MayBeHalf
+from boxwright.export.onnx_files import INPUT_NAME, write_onnx
+from boxwright.export.tensorrt_api import BuilderApi
 from boxwright.export.tensorrt_builder import BuildTask, build
 from boxwright.export.tensorrt_calibration import ImageBatches
 from boxwright.export.tensorrt_graph import for_parser, has_decode_nms, node_table
+from boxwright.export.tensorrt_half import choose_half_nodes, half_rule
 from boxwright.export.tensorrt_options import EngineOptions, Profile
-from boxwright.runtimes.cuda_runtime import Cuda, CudaDevice, load_cuda
+from boxwright.export.tensorrt_request import BuildMachine, EngineRequest, Report
+from boxwright.export.thresholds import threshold_defaults
 from boxwright.runtimes.engine_sidecar import EngineSidecar, read_sidecar, sidecar_path, write_sidecar
-from boxwright.runtimes.tensorrt_library import import_tensorrt, load_plugins
+from boxwright.runtimes.tensorrt_library import load_plugins
 
 ENGINE_SUFFIXES = (".engine", ".plan")
 # What a builder that chooses by itself may use.
 _BESIDE_FLOAT: dict[str, tuple[str, ...]] = {"fp16": ("fp16",), "int8": ("fp16", "int8")}
-Report = Callable[[str], None]
-Images = Sequence[NDArray[np.uint8]]
-# Compares an ONNX file with the source, at the detections.
-CompareFile = Callable[[Path], VerificationRecord]
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildMachine:
-    """Where an engine is built, and runs then.
-
-    Attributes:
-        api: of the TensorRT that is installed.
-        cuda: to reach the GPU.
-        device: the GPU.
-    """
-
-    api: BuilderApi
-    cuda: Cuda
-    device: CudaDevice
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineRequest:
-    """What an engine is made from.
-
-    Attributes:
-        graph: exported; left as it is.
-        manifest: of the graph.
-        precision: "fp32", "fp16" or "int8".
-        batch: images in a batch, or those that it is to be fastest at where the batch is open.
-        options: of the engine.
-        images: of the comparison, which TensorRT's calibrator takes too.
-        compare: an ONNX file with the source.
-        source: named in errors.
-        rebuild_command: that would make it again.
-    """
-
-    graph: ir.Model
-    manifest: Manifest
-    precision: str
-    batch: int
-    options: EngineOptions
-    images: Images
-    compare: CompareFile
-    source: str
-    rebuild_command: str
-
-
-def open_build_machine(options: EngineOptions, needed_for: str = "--format tensorrt") -> BuildMachine:
-    """TensorRT and the GPU of this machine; called before any work is done.
-
-    Raises:
-        MissingDependencyError: where a package is missing.
-        UnsupportedError: where the driver, the GPU or a library is missing, or TensorRT is too old.
-    """
-    trt = import_tensorrt(needed_for)
-    api = BuilderApi.of(trt)
-    cuda = load_cuda(needed_for)
-    if options.gpu >= cuda.num_devices():
-        raise UnsupportedError(
-            "--gpu", expected=f"a number below {cuda.num_devices()}", got=str(options.gpu), fix="pass another"
-        )
-    cuda.select(options.gpu)
-    return BuildMachine(api=api, cuda=cuda, device=cuda.device(options.gpu))
 
 
 def convert_to_tensorrt(
@@ -133,9 +68,10 @@ def convert_to_tensorrt(
     load_plugins(api.trt, decode_nms=has_decode_nms(request.graph), needed_for=request.source)
     calibrates = precision == "int8" and not is_quantized
     typing = api.typing(needs_weak=calibrates or request.options.dla_core is not None)
-    half = _half_nodes(request, precision, typing.is_strong, work, report)
+    half = choose_half_nodes(request, precision, typing.is_strong, work, report)
     typed = to_half(request.graph, half)[0] if typing.is_strong and half else request.graph
-    parsed = for_parser(typed, api.limits, source=request.source)
+    is_fixed = request.options.fixed_thresholds
+    parsed = for_parser(typed, api.limits, source=request.source, fixed_thresholds=is_fixed)
     onnx_path = work / "for_tensorrt.onnx"
     write_onnx(parsed, onnx_path)
     chooses = not typing.is_strong and precision != "fp32"
@@ -146,7 +82,7 @@ def convert_to_tensorrt(
         source=request.source,
         precisions=_BESIDE_FLOAT[precision] if chooses else (),
         typing=typing,
-        may_be_half=_rule(request.graph, half) if chooses else None,
+        may_be_half=half_rule(request.graph, half) if chooses else None,
         batches=batches,
         batch=request.batch,
         options=request.options,
@@ -190,24 +126,31 @@ def move_engine(built: Path, engine: Path, manifest: Manifest) -> None:
 
 
 def rebuild_command(
-    source: Path, engine: Path, precision: str, given: Mapping[str, Any], options: EngineOptions
+    source: Path,
+    out: Path,
+    precision: str,
+    given: Mapping[str, Any],
+    options: EngineOptions,
+    *,
+    format: tuple[str, ...] = ("tensorrt",),
 ) -> str:
     """The command line that makes an engine.
 
     Args:
         source: of the export.
-        engine: to write.
+        out: to write.
         precision: of the engine.
         given: further options by name; those without a value are left out, True is an option without one.
         options: of the engine.
+        format: what is written, and options that say more of it.
     """
-    words = ["boxwright", "export", str(source), "--format", "tensorrt", "--precision", precision]
+    words = ["boxwright", "export", str(source), "--format", *format, "--precision", precision]
     for name, value in given.items():
         if value is True:
             words.append(name)
         elif value is not None and value is not False:
             words += [name, str(value)]
-    return shlex.join([*words, *options.arguments(), "--out", str(engine)])
+    return shlex.join([*words, *options.arguments(), "--out", str(out)])
 
 
 def _check_precision(request: EngineRequest, precision: str, is_quantized: bool, api: BuilderApi) -> None:
@@ -248,53 +191,6 @@ def _check_quantization(graph: ir.Model, source: str) -> None:
             got=got,
             fix="calibrate the float model with: boxwright calibrate MODEL.onnx --data DIR --engine tensorrt",
         )
-
-
-def _half_nodes(request: EngineRequest, precision: str, is_strong: bool, work: Path, report: Report) -> frozenset[str]:
-    """The nodes that may compute in half precision; in a strongly typed INT8 graph none do."""
-    if precision == "fp32" or (precision == "int8" and is_strong):
-        return frozenset()
-    typed = request.graph
-    candidates = half_candidates(typed)
-    pinned = request.options.float_layers
-    if pinned is not None:
-        _check_names(pinned, typed, request.source)
-    elif precision == "fp16":
-        report("comparing half precision with the source")
-        pinned = find_float_layers(candidates, lambda names: _tried(request, typed, names, work))
-    half = frozenset(candidates) - frozenset(pinned or ())
-    return half - frozenset(to_half(typed, half)[1])
-
-
-def _tried(request: EngineRequest, typed: ir.Model, names: frozenset[str], work: Path) -> VerificationRecord:
-    path = work / "half.onnx"
-    halved = to_half(typed, names)[0]
-    set_manifest(halved, request.manifest)
-    write_onnx(halved, path)
-    return request.compare(path)
-
-
-def _check_names(names: Sequence[str], graph: ir.Model, source: str) -> None:
-    known = {str(node.name) for node in graph.graph}
-    for name in names:
-        if name not in known:
-            raise InputError(
-                "--float-layers",
-                expected=f"names of nodes of {source}",
-                got=name,
-                fix="pass names as Netron shows them",
-            )
-
-
-def _rule(graph: ir.Model, half: frozenset[str]) -> MayBeHalf:
-    """What holds for a node holds for those that were written in its place, named `<node>/...`."""
-    known = {str(node.name) for node in graph.graph}
-
-    def may_be_half(name: str) -> bool | None:
-        found = next((known_name for known_name in (name, name.rpartition("/")[0]) if known_name in known), None)
-        return None if found is None else found in half
-
-    return may_be_half
 
 
 def _batches(machine: BuildMachine, request: EngineRequest) -> ImageBatches:
@@ -347,5 +243,6 @@ def _described(
         rebuild_command=request.rebuild_command,
         needs_plugin=has_decode_nms(request.graph),
         dla_core=options.dla_core,
+        fixed_thresholds=threshold_defaults(request.graph) if options.fixed_thresholds else {},
         build_options=words,
     )

@@ -24,7 +24,8 @@ from boxwright.runtimes.engine_sidecar import read_sidecar, sidecar_path
 from boxwright.runtimes.model_file import inspect_onnx, locate_model_file
 
 ENGINE_SUFFIXES = (".engine", ".plan")
-ONNX_BACKENDS = ("onnxruntime", "openvino")
+# What runs a model there: the first two an ONNX file, the last an engine.
+TRITON_BACKENDS = ("onnxruntime", "openvino", "tensorrt")
 # Where the file leaves the batch open: as `Detector` does.
 _MOST_IMAGES_A_BATCH = 16
 _QUEUE_DELAY_US = 100
@@ -34,7 +35,7 @@ _PLUGIN_NOTES = (
     "#   tritonserver --backend-config=tensorrt,plugins=/PATH/libboxwright_tensorrt.so ...",
     "# or with LD_PRELOAD=/PATH/libboxwright_tensorrt.so in its environment.",
 )
-_TYPES = {
+_TYPES: dict[int, str] = {
     onnx.TensorProto.FLOAT: "TYPE_FP32",
     onnx.TensorProto.FLOAT16: "TYPE_FP16",
     onnx.TensorProto.INT32: "TYPE_INT32",
@@ -109,7 +110,8 @@ def _pack_engine(repository: Path, name: str, source: Path) -> Manifest:
             f"{source} for Triton",
             expected="an engine whose thresholds are built in, since Triton feeds no single numbers",
             got="one with thresholds as inputs",
-            fix=f"build it with: trtexec --onnx={source.stem}.onnx --saveEngine=NEW.engine, and pass that",
+            fix="build it with --fixed-thresholds, or in one step: boxwright export MODEL.onnx --format triton "
+            "--triton-backend tensorrt",
         )
 
     def fill(folder: Path) -> str:

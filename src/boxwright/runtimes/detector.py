@@ -139,7 +139,9 @@ class Detector:
         self.backend = backend
         self.manifest = manifest
         self.score_threshold = manifest.score_threshold if conf is None else conf
-        self.iou_threshold = manifest.iou_threshold if iou is None else iou
+        # What is built in decides, whatever the manifest says.
+        built_in = getattr(backend, "fixed_thresholds", {}).get("iou_threshold", manifest.iou_threshold)
+        self.iou_threshold = built_in if iou is None else iou
         self._threshold_inputs = {
             name: np.full([1] * len(spec.shape), getattr(self, name), dtype=spec.dtype)
             for name, spec in backend.inputs.items()

@@ -42,7 +42,7 @@ class EngineSidecar:
         version_compatible: whether it was built for other versions of TensorRT too.
         dla_core: of a Jetson, that it was built for.
         batch_sizes: the smallest and the largest batch that it takes.
-        fixed_thresholds: whether the thresholds of its detections are constants in it.
+        fixed_thresholds: those that are constants in it, by name; the others are inputs.
         build_options: what else the builder was told, in words.
         schema_version: of this description.
     """
@@ -59,7 +59,7 @@ class EngineSidecar:
     version_compatible: bool = False
     dla_core: int | None = None
     batch_sizes: tuple[int, int] = (1, 1)
-    fixed_thresholds: bool = False
+    fixed_thresholds: dict[str, float] = field(default_factory=dict)
     build_options: dict[str, str] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 

@@ -6,7 +6,6 @@ ONNX Runtime leaves out a provider that it cannot start and runs on the CPU with
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from boxwright.core.errors import OutputError, UnsupportedError
 from boxwright.core.files import cache_dir
+from boxwright.runtimes.device_names import parse_device
 
 if TYPE_CHECKING:
     import onnxruntime  # type: ignore[import-untyped]
@@ -74,27 +74,23 @@ def choose_provider(path: str, device: str, precision: str | None) -> ProviderCh
     Raises:
         UnsupportedError: where ONNX Runtime has no such device, or not this precision on it.
     """
-    match = re.fullmatch(r"(cpu)|(cuda|tensorrt)(?::(\d+))?", device)
-    if match is None:
+    name = parse_device(device, _PRECISIONS)
+    if name is None:
         raise UnsupportedError(
             path,
             expected="one of the devices cpu, cuda and tensorrt (cuda:1 and so on for further GPUs) with ONNX Runtime",
             got=repr(device),
             fix="pass one of these, or another backend",
         )
-    kind = match[1] or match[2]
-    allowed = _PRECISIONS[kind]
+    allowed = _PRECISIONS[name.kind]
     if precision not in (None, *allowed):
         raise UnsupportedError(
             path,
-            expected=f"the precision {' or '.join(allowed)} with ONNX Runtime on the device {kind}",
+            expected=f"the precision {' or '.join(allowed)} with ONNX Runtime on the device {name.kind}",
             got=repr(precision),
             fix="leave the precision out, or run the model with another backend or device",
         )
-    index = int(match[3] or 0)
-    return ProviderChoice(
-        device="cpu" if kind == "cpu" else f"{kind}:{index}", kind=kind, index=index, precision=precision or "fp32"
-    )
+    return ProviderChoice(device=str(name), kind=name.kind, index=name.index, precision=precision or "fp32")
 
 
 def check_available(path: str, choice: ProviderChoice, module: Any) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from boxwright.core.errors import InputError, ModelFileError, UnsupportedError
+from boxwright.core.errors import ModelFileError, UnsupportedError
 from boxwright.core.manifest import METADATA_KEY
 from boxwright.runtimes.backend import TensorSpec
 from boxwright.runtimes.cuda_runtime import Cuda, CudaDevice, load_cuda
+from boxwright.runtimes.device_names import parse_device
 from boxwright.runtimes.engine_sidecar import (
     EngineSidecar,
     check_fits_machine,
@@ -31,8 +31,8 @@ from boxwright.runtimes.tensorrt_library import (
     load_plugins,
     tensorrt_log,
 )
+from boxwright.runtimes.tensorrt_profiles import Limits, Shape, find_profile, read_profiles
 
-Shape = tuple[int, ...]
 _REBUILD = "boxwright export MODEL.onnx --format tensorrt"
 _LEAST_ENGINE_BYTES = 64
 
@@ -51,7 +51,7 @@ class OpenedEngine:
         manifest_json: of the sidecar, or of the ONNX file of the same name; None where there is neither.
         inputs: by name.
         outputs: by name.
-        fixed_thresholds: of an engine that trtexec made from an ONNX file, whose parser made constants of them.
+        fixed_thresholds: those that are constants in the engine, by name.
         host_inputs: that TensorRT reads on the CPU's side, since sizes depend on their values.
         profiles: of each, the smallest and the largest shape of every input.
     """
@@ -67,7 +67,7 @@ class OpenedEngine:
     outputs: Mapping[str, TensorSpec]
     fixed_thresholds: Mapping[str, float]
     host_inputs: frozenset[str]
-    profiles: tuple[Mapping[str, tuple[Shape, Shape]], ...]
+    profiles: tuple[Limits, ...]
 
     @property
     def has_open_sizes(self) -> bool:
@@ -80,15 +80,7 @@ class OpenedEngine:
         Raises:
             InputError: where none does.
         """
-        for index, profile in enumerate(self.profiles):
-            if all(_is_between(shapes[name], *limits) for name, limits in profile.items()):
-                return index
-        raise InputError(
-            f"inputs of {self.name}",
-            expected=" or ".join(_profile_text(profile) for profile in self.profiles),
-            got=", ".join(f"{name} {_shape_text(shapes[name])}" for name in self.profiles[0]),
-            fix="pass sizes within these, or build the engine with wider ones",
-        )
+        return find_profile(self.profiles, shapes, self.name)
 
 
 def open_engine(file: Path, device: str) -> OpenedEngine:
@@ -130,7 +122,7 @@ def open_engine(file: Path, device: str) -> OpenedEngine:
     names = [engine.get_tensor_name(number) for number in range(engine.num_io_tensors)]
     inputs = [entry for entry in names if engine.get_tensor_mode(entry) == trt.TensorIOMode.INPUT]
     host = frozenset(entry for entry in inputs if engine.get_tensor_location(entry) == trt.TensorLocation.HOST)
-    profiles = _profiles(engine, inputs, host)
+    profiles = read_profiles(engine, inputs, host)
     return OpenedEngine(
         trt=trt,
         cuda=cuda,
@@ -141,22 +133,22 @@ def open_engine(file: Path, device: str) -> OpenedEngine:
         manifest_json=_manifest_json(file, sidecar),
         inputs={entry: _spec(trt, engine, entry, name, profiles) for entry in inputs},
         outputs={entry: _spec(trt, engine, entry, name, ()) for entry in names if entry not in inputs},
-        fixed_thresholds=_fixed_thresholds(file, inputs) if sidecar is None else {},
+        fixed_thresholds=_fixed_thresholds(file, inputs) if sidecar is None else sidecar.fixed_thresholds,
         host_inputs=host,
         profiles=profiles,
     )
 
 
 def _device_index(name: str, device: str) -> int:
-    match = re.fullmatch(r"(?:cuda|gpu)(?::(\d+))?", device)
-    if match is None:
+    parsed = parse_device(device, ("cuda", "gpu"))
+    if parsed is None:
         raise UnsupportedError(
             name,
             expected="the device cuda, or cuda:1 and so on, for a TensorRT engine",
             got=repr(device),
             fix="leave the device out, or run the ONNX file there",
         )
-    return int(match[1] or 0)
+    return parsed.index
 
 
 def _check_index(name: str, index: int, num_devices: int) -> None:
@@ -239,7 +231,7 @@ def _manifest_json(file: Path, sidecar: EngineSidecar | None) -> str | None:
 
 
 def _fixed_thresholds(file: Path, inputs: list[str]) -> dict[str, float]:
-    """The defaults of the thresholds in the ONNX file that an engine was built from."""
+    """The thresholds in the ONNX file that trtexec built an engine from: its parser makes constants of the defaults."""
     onnx_file = file.with_suffix(".onnx")
     if not onnx_file.is_file():
         return {}
@@ -247,9 +239,7 @@ def _fixed_thresholds(file: Path, inputs: list[str]) -> dict[str, float]:
     return {name: value for name, value in defaults.items() if value is not None}
 
 
-def _spec(
-    trt: Any, engine: Any, tensor: str, name: str, profiles: tuple[Mapping[str, tuple[Shape, Shape]], ...]
-) -> TensorSpec:
+def _spec(trt: Any, engine: Any, tensor: str, name: str, profiles: tuple[Limits, ...]) -> TensorSpec:
     data_type = engine.get_tensor_dtype(tensor)
     dtype = dtype_of(trt, data_type)
     if dtype is None:
@@ -270,41 +260,6 @@ def _unusual(name: str, tensor: str, expected: str, got: Any) -> ModelFileError:
     return ModelFileError(
         f"{name}: {tensor}", expected=expected, got=getattr(got, "name", str(got)), fix=f"run: {_REBUILD}"
     )
-
-
-def _profiles(engine: Any, inputs: list[str], host: frozenset[str]) -> tuple[Mapping[str, tuple[Shape, Shape]], ...]:
-    """The limits of all inputs but the host's, whose values count and not their shapes."""
-    profiles = []
-    for index in range(engine.num_optimization_profiles):
-        limits = {}
-        for name in inputs:
-            shape = tuple(engine.get_tensor_shape(name))
-            if name in host:
-                continue
-            if min(shape, default=0) >= 0:  # a fixed size needs no profile
-                limits[name] = (shape, shape)
-                continue
-            smallest, _, largest = engine.get_tensor_profile_shape(name, index)
-            limits[name] = (tuple(smallest), tuple(largest))
-        profiles.append(limits)
-    return tuple(profiles)
-
-
-def _is_between(shape: Shape, smallest: Shape, largest: Shape) -> bool:
-    return len(shape) == len(smallest) and all(
-        low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)
-    )
-
-
-def _profile_text(profile: Mapping[str, tuple[Shape, Shape]]) -> str:
-    return ", ".join(
-        f"{name} {_shape_text(low)}" if low == high else f"{name} {_shape_text(low)} to {_shape_text(high)}"
-        for name, (low, high) in profile.items()
-    )
-
-
-def _shape_text(shape: Shape) -> str:
-    return "x".join(map(str, shape)) if shape else "scalar"
 
 
 def num_bytes(shape: Shape, spec: TensorSpec) -> int:

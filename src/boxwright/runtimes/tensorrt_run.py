@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from boxwright.core.errors import BoxwrightError, UnsupportedError
 from boxwright.runtimes.backend import run_failure
 from boxwright.runtimes.cuda_buffers import TensorMemory, copy_into, copy_out_of, find_pinned
-from boxwright.runtimes.tensorrt_engine import OpenedEngine, Shape, num_bytes, out_of_memory
+from boxwright.runtimes.tensorrt_engine import OpenedEngine, num_bytes, out_of_memory
 from boxwright.runtimes.tensorrt_library import tensorrt_log
+from boxwright.runtimes.tensorrt_profiles import Shape
 
 Tensors = dict[str, NDArray[Any]]
 # TensorRT reads and writes in pieces of this size.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 
 import onnx_ir as ir
@@ -68,9 +67,8 @@ def decode_nms_function(
     names = input_names(attributes, has_priors=has_priors)
     inputs = {name: ir.Value(name=name) for name in names}
     most_sorted = None if num_pairs is None else _most_sorted(attributes, num_pairs)
-    greatest_key = math.inf if num_pairs is None or most_sorted is None else max(num_pairs, most_sorted**2)
-    sorts_in_float = greatest_key <= EXACT_IN_FLOAT
-    key_type = ir.DataType.FLOAT if sorts_in_float else ir.DataType.INT64
+    is_exact = num_pairs is not None and sorts_in_float(attributes, num_pairs)
+    key_type = ir.DataType.FLOAT if is_exact else ir.DataType.INT64
     builder = DecodeNmsBuilder(attributes, key_type=key_type, opset=opset, most_sorted=most_sorted)
     outputs = _body(builder, inputs)
     for name, output in zip(OUTPUT_NAMES, outputs, strict=True):
@@ -134,6 +132,11 @@ def overload_name(attributes: DecodeNmsAttributes, *, has_priors: bool) -> str:
     """A name for this set of attributes, the same in every export."""
     text = json.dumps([node_attributes(attributes), has_priors], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def sorts_in_float(attributes: DecodeNmsAttributes, num_pairs: int) -> bool:
+    """Whether float32 can count what is sorted, of so many anchors times classes."""
+    return max(num_pairs, _most_sorted(attributes, num_pairs) ** 2) <= EXACT_IN_FLOAT
 
 
 def _most_sorted(attributes: DecodeNmsAttributes, num_pairs: int) -> int:
