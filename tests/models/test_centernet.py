@@ -19,6 +19,7 @@ from boxwright.core.decode import decode_nms
 from boxwright.core.errors import CheckpointError
 from boxwright.models import Targets, build_model
 from boxwright.models.centernet import import_checkpoint
+from boxwright.models.common.boxes import OverlapKind
 from boxwright.models.common.checkpoint import StateDict, load_weights
 from boxwright.models.common.heatmap import (
     NO_PEAK,
@@ -27,6 +28,8 @@ from boxwright.models.common.heatmap import (
     splat_heatmap,
     splat_radii,
 )
+from boxwright.models.common.iou_losses import overlap_loss
+from boxwright.models.common.loss_options import LossOptions
 from boxwright.models.common.upsampling_necks import AggregationNode
 from tolerances import RAW_HEADS
 
@@ -145,6 +148,42 @@ def test_ideal_heads_have_no_box_loss_and_decode_to_the_objects() -> None:
     parts = model.loss(heads, targets)
     assert parts["offset"].item() == pytest.approx(0.5) and parts["size"].item() == pytest.approx(0.3)
     assert parts["loss"].item() == pytest.approx(parts["heatmap"].item() + 0.8)
+
+
+@pytest.mark.parametrize("smoothing", [0.2, 0.5])
+def test_a_smoothed_peak_is_to_score_less_than_1(smoothing: float) -> None:
+    wanted = 1 - smoothing / 2
+    heatmaps = torch.tensor([1.0, 0.5, 0.0])
+
+    def peak_loss(score: float) -> float:
+        logits = torch.tensor([math.log(score / (1 - score)), -20.0, -20.0])
+        return penalty_reduced_focal_loss(logits, heatmaps, label_smoothing=smoothing).item()
+
+    assert peak_loss(wanted) == pytest.approx(0, abs=1e-6)
+    by_hand = (wanted - 0.3) ** 2 * -(wanted * math.log(0.3) + (1 - wanted) * math.log(0.7))
+    assert peak_loss(0.3) == pytest.approx(by_hand, rel=1e-4)
+    assert peak_loss(wanted + 0.04) > 1e-4  # too sure of itself
+
+
+@pytest.mark.parametrize("kind", ["iou", "giou", "diou", "ciou"])
+def test_an_overlap_in_place_of_the_loss_of_sizes(kind: OverlapKind) -> None:
+    model = build_model("centernet-pico", num_classes=NUM_CLASSES)
+    model.set_loss_options(LossOptions(box_loss=kind))
+    boxes = torch.tensor([[10.0, 7, 34, 31], [60, 2, 96, 64]])
+    _, index, wanted = model._targets(boxes, torch.tensor([2, 0]), (16, 24))
+    targets = Targets(boxes_xyxy=[boxes, boxes[:0]], class_ids=[torch.tensor([2, 0]), torch.tensor([]).long()])
+    regression = torch.zeros(2, 16 * 24, 4)
+    regression[0, index] = wanted
+    heads = {"class_logits": torch.zeros(2, 16 * 24, NUM_CLASSES), "box_regression": regression}
+    heads["_size_hw"] = torch.tensor(SIZE_HW)
+    parts = model.loss(heads, targets)
+    assert "size" not in parts and parts["box"].item() == pytest.approx(0, abs=1e-6) and parts["offset"] == 0
+    # The first box, of 6x6 cells, half as wide about the same centre: an overlap of a half. The other stays right.
+    regression[0, index[0], 2] = 3.0
+    loss = overlap_loss(torch.tensor([16.0, 7, 28, 31]), boxes[0], kind=kind).item()
+    assert model.loss(heads, targets)["box"].item() == pytest.approx(loss / 2, rel=1e-5)
+    nothing = Targets(boxes_xyxy=[boxes[:0]] * 2, class_ids=[torch.tensor([]).long()] * 2)
+    assert model.loss(heads, nothing)["box"] == 0
 
 
 class Restatement:

@@ -19,6 +19,7 @@ from boxwright.core.errors import CheckpointError
 from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
 from boxwright.models.common import small_backbone
+from boxwright.models.common.boxes import cxcywh_to_xyxy
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.dense_head import flatten_levels
 from boxwright.models.common.detector import DetectionModel
@@ -29,6 +30,7 @@ from boxwright.models.common.heatmap import (
     splat_heatmap,
     splat_radii,
 )
+from boxwright.models.common.iou_losses import overlap_loss
 from boxwright.models.common.registry import ImportedWeights
 from boxwright.models.common.targets import Targets
 from boxwright.models.common.upsampling_necks import AggregationNeck, DeconvolutionNeck
@@ -96,6 +98,7 @@ class CenterNet(DetectionModel):
 
     family: ClassVar[str] = "centernet"
     suggested_augmentation: ClassVar[Mapping[str, float]] = {"mosaic": 0.0, "mixup": 0.0}
+    supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss", "label_smoothing"})
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
@@ -146,13 +149,25 @@ class CenterNet(DetectionModel):
             heatmaps.append(heatmap.flatten(1).t())  # (N, C)
             found.append(boxes[row, index])  # (M, 4)
             wanted.append(values)
-        differences = (torch.cat(found) - torch.cat(wanted)).abs()  # (all objects, 4)
+        smoothing = self.loss_options.label_smoothing
         parts = {
-            "heatmap": penalty_reduced_focal_loss(logits, torch.stack(heatmaps)),
-            "offset": differences[:, :2].sum() / max(differences[:, :2].numel(), 1),
-            "size": SIZE_WEIGHT * differences[:, 2:].sum() / max(differences[:, 2:].numel(), 1),
+            "heatmap": penalty_reduced_focal_loss(logits, torch.stack(heatmaps), label_smoothing=smoothing),
+            **self._box_losses(torch.cat(found), torch.cat(wanted)),
         }
         return {**parts, "loss": torch.stack(list(parts.values())).sum()}
+
+    def _box_losses(self, found: Tensor, wanted: Tensor) -> dict[str, Tensor]:
+        """Of what the objects' cells hold (M, 4) and are to hold: offsets and sizes in cells."""
+        differences = (found - wanted).abs()
+        parts = {"offset": differences[:, :2].sum() / max(differences[:, :2].numel(), 1)}
+        kind = self.loss_options.box_loss
+        if kind is None:
+            parts["size"] = SIZE_WEIGHT * differences[:, 2:].sum() / max(differences[:, 2:].numel(), 1)
+        else:
+            # Where the cells lie is no matter, since both boxes are of the same one.
+            losses = overlap_loss(cxcywh_to_xyxy(found), cxcywh_to_xyxy(wanted), kind=kind)
+            parts["box"] = losses.sum() / max(len(losses), 1)
+        return parts
 
     def _targets(
         self, boxes_xyxy: Tensor, class_ids: Tensor, grid_hw: tuple[int, int]

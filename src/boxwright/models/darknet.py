@@ -39,9 +39,10 @@ from boxwright.models.common.darknet_loss import (
     check_heads_agree,
     darknet_loss,
     read_head_rules,
+    with_own_anchors,
 )
 from boxwright.models.common.darknet_network import DarknetNetwork
-from boxwright.models.common.detector import DetectionModel
+from boxwright.models.common.fitted_anchors import FittedAnchorModel
 from boxwright.models.common.grid_outputs import BOX_NUMBERS, join_levels, split_by_cell
 from boxwright.models.common.registry import ImportedWeights, NetworkFile
 from boxwright.models.common.targets import Targets
@@ -81,7 +82,7 @@ VARIANTS: dict[str, DarknetConfig] = {
 }
 
 
-class Darknet(DetectionModel):
+class Darknet(FittedAnchorModel):
     """A detector built from the sections of a .cfg.
 
     Args:
@@ -94,7 +95,8 @@ class Darknet(DetectionModel):
 
     family: ClassVar[str] = "darknet"
     supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss", "label_smoothing"})
-    anchors_wh: Tensor  # (K, 2) in pixels; part of the state, since they may be fitted to the data
+    # (K, 2) in pixels, of heads that list the same; part of the state, since they may be fitted to the data.
+    anchors_wh: Tensor
 
     def __init__(
         self, *, variant: str, sections: list[Section], tree_text: str | None = None, is_custom: bool = False
@@ -140,19 +142,47 @@ class Darknet(DetectionModel):
     @property
     def rules(self) -> list[HeadRules]:
         """The rules of each head, with the anchors as they are now."""
-        if self.num_anchor_sizes == 0:
+        if self._shares_anchors:
+            anchors = tuple((width, height) for width, height in self.anchors_wh.tolist())
+            return [replace(rule, all_anchors_wh=anchors) for rule in self._rules]
+        if self.fitted_anchors_wh is None:
             return self._rules
-        anchors = tuple((width, height) for width, height in self.anchors_wh.tolist())
-        return [replace(rule, all_anchors_wh=anchors) for rule in self._rules]
+        fitted = tuple((width, height) for width, height in self.fitted_anchors_wh.tolist())
+        rules, start = list(self._rules), 0
+        for index in self._fine_to_coarse:
+            rules[index] = with_own_anchors(self._rules[index], fitted, start)
+            start += len(rules[index].mask)
+        return rules
+
+    @property
+    def _shares_anchors(self) -> bool:
+        """Whether all heads list the same anchors, of which each has its own by its mask."""
+        return "anchors_wh" in self._buffers
+
+    @property
+    def _fine_to_coarse(self) -> list[int]:
+        """The heads by stride."""
+        return sorted(range(len(self._rules)), key=lambda index: self._rules[index].stride)
+
+    @property
+    def anchors_per_level(self) -> tuple[int, ...]:
+        return tuple(len(self._rules[index].mask) for index in self._fine_to_coarse)
 
     @property
     def num_anchor_sizes(self) -> int:
-        return len(self.anchors_wh) if "anchors_wh" in self._buffers else 0
+        return len(self.anchors_wh) if self._shares_anchors else super().num_anchor_sizes
 
     def set_anchors(self, sizes_wh: Sequence[tuple[float, float]]) -> None:
-        if self.num_anchor_sizes == 0:
+        if not self._shares_anchors:
             super().set_anchors(sizes_wh)
-        self.anchors_wh.copy_(torch.tensor(sizes_wh, dtype=torch.float32).view_as(self.anchors_wh))
+            return
+        # The places of the list from the finest head's to the coarsest's, and before them those of no head.
+        strides = [
+            min((rule.stride for rule in self._rules if place in rule.mask), default=0.0)
+            for place in range(len(self.anchors_wh))
+        ]
+        places = sorted(range(len(strides)), key=strides.__getitem__)
+        self.anchors_wh[places] = torch.tensor(sizes_wh, dtype=torch.float32, device=self.anchors_wh.device)
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         outputs = self.network(images)

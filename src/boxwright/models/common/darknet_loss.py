@@ -16,7 +16,7 @@ Sources: Redmon and Farhadi, YOLO9000, CVPR 2017, sec. 2; the same, YOLOv3, 2018
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -110,6 +110,22 @@ def read_head_rules(section: Section, stride: float) -> HeadRules:
         class_weight=section.number("class_scale", 1.0) if is_region else section.number("cls_normalizer", 1.0),
         label_smoothing=section.number("label_smooth_eps", 0.0),
     )
+
+
+def with_own_anchors(rule: HeadRules, fitted_wh: tuple[tuple[float, float], ...], start: int) -> HeadRules:
+    """A head's rules with its own anchors taken from sizes that were fitted for all heads.
+
+    A head that listed its own anchors alone still does; one that listed more, which other heads learn by, lists all.
+
+    Args:
+        rule: as the .cfg has it.
+        fitted_wh: of all heads, in pixels.
+        start: the first that is this head's.
+    """
+    count = len(rule.mask)
+    if set(rule.mask) == set(range(len(rule.all_anchors_wh))):
+        return replace(rule, all_anchors_wh=fitted_wh[start : start + count], mask=tuple(range(count)))
+    return replace(rule, all_anchors_wh=fitted_wh, mask=tuple(range(start, start + count)))
 
 
 def _box_loss(section: Section) -> BoxLoss:

@@ -76,7 +76,9 @@ def splat_heatmap(
     return heatmap.scatter_reduce(0, index, splats, reduce="amax")
 
 
-def penalty_reduced_focal_loss(logits: Tensor, heatmaps: Tensor, *, alpha: float = 2.0, beta: float = 4.0) -> Tensor:
+def penalty_reduced_focal_loss(
+    logits: Tensor, heatmaps: Tensor, *, alpha: float = 2.0, beta: float = 4.0, label_smoothing: float = 0.0
+) -> Tensor:
     """Focal loss that forgives what lies near a centre, divided by the number of centres.
 
     Args:
@@ -84,12 +86,16 @@ def penalty_reduced_focal_loss(logits: Tensor, heatmaps: Tensor, *, alpha: float
         heatmaps: likewise; exactly 1 at the centres.
         alpha: power of the error of the score.
         beta: power of the distance of the target from 1.
+        label_smoothing: epsilon; the score at a centre is to be 1 - epsilon / 2, at which it costs nothing.
 
-    Source: Objects as Points, eq. 1.
+    Source: Objects as Points, eq. 1; for a target below 1 the quality focal loss of Li et al., Generalized Focal Loss,
+    NeurIPS 2020.
     """
     is_centre = heatmaps == 1
     scores = logits.sigmoid()
-    at_centres = (1 - scores) ** alpha * functional.logsigmoid(logits)
+    wanted = 1 - label_smoothing / 2
+    log_likelihood = wanted * functional.logsigmoid(logits) + (1 - wanted) * functional.logsigmoid(-logits)
+    at_centres = (wanted - scores).abs() ** alpha * log_likelihood
     elsewhere = (1 - heatmaps) ** beta * scores**alpha * functional.logsigmoid(-logits)
     num_centres = is_centre.sum().clamp(min=1)
     return -torch.where(is_centre, at_centres, elsewhere).sum() / num_centres
