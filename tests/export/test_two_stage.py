@@ -40,10 +40,12 @@ def images() -> Tensor:
 
 
 def spread_model(variant: str) -> FasterRcnn:
-    """With random weights whose scores differ by more than a rounding."""
+    """With random weights whose scores differ by more than a rounding; the cascade has fitted anchors."""
     torch.manual_seed(0)
     model = build_model(variant, num_classes=4).eval()
     assert isinstance(model, FasterRcnn)
+    if variant.startswith("cascade"):
+        model.set_anchors([(9.0 + 5 * number, 12.5 + 4 * number) for number in range(model.num_anchor_sizes)])
     with torch.no_grad():
         model.rpn.head.cls_logits.weight *= 100
         for stage in model.box_stages:

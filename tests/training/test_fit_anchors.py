@@ -8,7 +8,7 @@ import torch
 
 from boxwright.core.errors import CheckpointError, InputError
 from boxwright.data import Dataset, load_dataset
-from boxwright.models import build_model, load_model
+from boxwright.models import DetectionModel, build_model, load_model
 from boxwright.models.common.checkpoint import load_weights
 from boxwright.models.common.kmeans_anchors import kmeans_anchors, mean_best_overlap
 from boxwright.models.common.targets import Targets
@@ -65,10 +65,11 @@ def test_auto_keeps_anchors_that_nearly_all_boxes_fit(shapes: Dataset, variant: 
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_families_without_such_anchors_refuse(shapes: Dataset) -> None:
-    model = build_model("yolox-pico", num_classes=4)
+@pytest.mark.parametrize("variant", ["yolox-pico", "fastrcnn-pico"])
+def test_families_without_such_anchors_refuse(shapes: Dataset, variant: str) -> None:
+    model = build_model(variant, num_classes=4)
     assert fit_anchors(model, shapes, model.default_preprocess((96, 128)), "family", seed=0) == ()
-    with pytest.raises(InputError, match="expected a family whose anchors depend on the data, got yolox-pico"):
+    with pytest.raises(InputError, match=f"expected a family whose anchors depend on the data, got {variant}"):
         fit_anchors(model, shapes, model.default_preprocess((96, 128)), "kmeans", seed=0)
 
 
@@ -131,3 +132,48 @@ def test_the_loss_assigns_to_fitted_anchors() -> None:
     usual = model.loss(heads, targets)["box"]
     model.set_anchors([(8.0 + index, 90.0 + index) for index in range(model.num_anchor_sizes)])
     assert not torch.isclose(model.loss(heads, targets)["box"], usual)
+
+
+@pytest.mark.parametrize("variant", ["fasterrcnn-pico", "fasterrcnn-pico-plain", "cascadercnn-pico"])
+def test_regions_are_proposed_from_fitted_anchors(shapes: Dataset, variant: str) -> None:
+    size_hw = (96, 160)
+    model = build_model(variant, num_classes=4).train()
+    preprocess = model.default_preprocess(size_hw)
+    sizes = network_sizes_wh(shapes, preprocess)
+    published_state, published = model.state_dict(), anchors_of(model, size_hw)
+    usual = mean_best_overlap(sizes, np.array(model.anchor_sizes_wh(size_hw)))
+    assert model.anchor_sizes_wh(size_hw) == [size for sizes in sizes_by_map(published, model) for size in sizes]
+    (note,) = fit_anchors(model, shapes, preprocess, "kmeans", seed=0)
+    assert "mean best IoU" in note
+    expected = kmeans_anchors(sizes, model.num_anchor_sizes, 0)
+    assert mean_best_overlap(sizes, expected) > usual
+    fitted = anchors_of(model, size_hw)
+    torch.testing.assert_close(fitted[:, :2] + fitted[:, 2:], published[:, :2] + published[:, 2:], atol=1e-3, rtol=0)
+    dealt = [size for sizes in sizes_by_map(fitted, model) for size in sizes]  # the finest map has the smallest
+    np.testing.assert_allclose(dealt, expected, rtol=1e-3)
+    np.testing.assert_allclose(model.anchor_sizes_wh(size_hw), expected, rtol=1e-4)
+    assert set(model.state_dict()) - set(published_state) == {"fitted_anchors_wh"}
+
+    other = build_model(variant, num_classes=4).train()
+    load_weights(other, model.state_dict(), "fitted")
+    assert torch.equal(anchors_of(other, size_hw), fitted)
+    load_weights(other, published_state, "published")
+    assert torch.equal(anchors_of(other, size_hw), published) and set(other.state_dict()) == set(published_state)
+
+
+def anchors_of(model: DetectionModel, size_hw: tuple[int, int]) -> torch.Tensor:
+    """That the proposals learn from, (N, 4)."""
+    return model(torch.zeros(2, 3, *size_hw))["_anchors_xyxy"]
+
+
+def sizes_by_map(anchors_xyxy: torch.Tensor, model: DetectionModel) -> list[list[tuple[float, float]]]:
+    """The sizes of one cell of each map, in the order of the maps."""
+    sizes_wh = [tuple(size) for size in (anchors_xyxy[:, 2:] - anchors_xyxy[:, :2]).tolist()]
+    found, start = [], 0
+    counts = model.anchors_per_level
+    grids = [6 * 10] if len(counts) == 1 else [12 * 20, 6 * 10, 3 * 5, 2 * 3]
+    for count, cells in zip(counts, grids, strict=True):
+        found.append(sizes_wh[start : start + count])
+        start += count * cells
+    assert start == len(sizes_wh)
+    return found

@@ -24,11 +24,12 @@ from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.crop_rcnn import CropConfig, CropRcnn
 from boxwright.models.common.detector import DetectionModel
 from boxwright.models.common.fast_rcnn import FastRcnn
+from boxwright.models.common.fitted_anchors import FittedAnchorModel
 from boxwright.models.common.proposals import Proposals, canvas_size_hw
 from boxwright.models.common.rcnn_checkpoint import without_frozen_norms, without_old_names
 from boxwright.models.common.region_detector import RcnnConfig, RegionDetector
 from boxwright.models.common.registry import ImportedWeights
-from boxwright.models.common.rpn import RegionProposalNetwork, RpnConfig, RpnHeads
+from boxwright.models.common.rpn import ASPECT_RATIOS, RegionProposalNetwork, RpnConfig, RpnHeads, cell_sizes_wh
 from boxwright.models.common.targets import Targets
 
 IMPORTS = (
@@ -148,8 +149,10 @@ VARIANTS: dict[str, RcnnConfig | CropConfig] = {
 }
 
 
-class FasterRcnn(RegionDetector):
+class FasterRcnn(RegionDetector, FittedAnchorModel):
     """The detector; its keys are those of torchvision's. With several box stages it is Cascade R-CNN.
+
+    Fitted anchors are those of its proposals.
 
     Attributes:
         learned_parts: of the network, all of them in joint training.
@@ -174,7 +177,7 @@ class FasterRcnn(RegionDetector):
     def forward(self, images: Tensor, pixel_mask: Tensor | None = None) -> dict[str, Tensor]:
         maps = self.backbone(images)
         image_size_hw = canvas_size_hw(images, pixel_mask)
-        rpn_heads = self.rpn(maps, (images.shape[2], images.shape[3]))
+        rpn_heads = self._rpn_heads(maps, images)
         proposals = self.rpn.propose(rpn_heads, image_size_hw)
         if self.training:
             if self.proposers:
@@ -201,8 +204,20 @@ class FasterRcnn(RegionDetector):
             images: (B, 3, H, W).
             image_size_hw: (B, 2) that they are clipped to.
         """
-        rpn_heads = self.rpn(self.backbone(images), (images.shape[2], images.shape[3]))
-        return self.rpn.propose(rpn_heads, image_size_hw)
+        return self.rpn.propose(self._rpn_heads(self.backbone(images), images), image_size_hw)
+
+    def _rpn_heads(self, maps: list[Tensor], images: Tensor) -> RpnHeads:
+        heads: RpnHeads = self.rpn(maps, (images.shape[2], images.shape[3]), self.fitted_anchors_wh)
+        return heads
+
+    @property
+    def anchors_per_level(self) -> tuple[int, ...]:
+        return tuple(len(sides) * len(ASPECT_RATIOS) for sides in self.rpn.config.anchor_sides)
+
+    def anchor_sizes_wh(self, size_hw: tuple[int, int]) -> list[tuple[float, float]]:
+        if self.fitted_anchors_wh is not None:
+            return [(width, height) for width, height in self.fitted_anchors_wh.tolist()]
+        return [size_wh for sides in self.rpn.config.anchor_sides for size_wh in cell_sizes_wh(sides)]
 
     def begin_alternating_step(self, step: int, initial: Mapping[str, Tensor]) -> None:
         """Prepare for one of the four steps of alternating training; fixed parts take no gradients.

@@ -98,17 +98,22 @@ class RegionProposalNetwork(nn.Module):
         self.config = config
         self.head = _RpnHead(channels, len(config.anchor_sides[0]) * len(ASPECT_RATIOS), config.depth)
 
-    def forward(self, maps: Sequence[Tensor], canvas_hw: tuple[int, int]) -> RpnHeads:
+    def forward(
+        self, maps: Sequence[Tensor], canvas_hw: tuple[int, int], anchor_sizes_wh: Tensor | None = None
+    ) -> RpnHeads:
         """Predict for every anchor.
 
         Args:
             maps: (B, C, H, W) for each entry of `anchor_sides`.
             canvas_hw: height and width of the network's input.
+            anchor_sizes_wh: (K, 2) in pixels in place of those of `anchor_sides`, from the first map to the last.
         """
         logits, deltas = zip(*(self.head(feature_map) for feature_map in maps), strict=True)
         grids = [(feature_map.shape[2], feature_map.shape[3]) for feature_map in maps]
         levels = anchor_levels(self.config.anchor_sides, grids, canvas_hw)
         anchors = torch.from_numpy(np.concatenate([level.priors() for level in levels])).to(maps[0].device)
+        if anchor_sizes_wh is not None:
+            anchors = _resized(anchors, anchor_sizes_wh, levels)
         return RpnHeads(
             objectness=flatten_levels(list(logits), 1)[..., 0],
             deltas=flatten_levels(list(deltas), 4),
@@ -182,7 +187,7 @@ def _levels_as_classes(objectness: Tensor, level_sizes: tuple[int, ...]) -> Tens
     num_levels = len(level_sizes)
     columns = [
         functional.pad(part[..., None], (level, num_levels - 1 - level), value=-math.inf)
-        for level, part in enumerate(objectness.split(level_sizes, dim=1))
+        for level, part in enumerate(torch.split(objectness, list(level_sizes), dim=1))
     ]
     return torch.cat(columns, dim=1)
 
@@ -190,15 +195,26 @@ def _levels_as_classes(objectness: Tensor, level_sizes: tuple[int, ...]) -> Tens
 def anchor_levels(
     anchor_sides: Sequence[Sequence[int]], grids_hw: Sequence[tuple[int, int]], canvas_hw: tuple[int, int]
 ) -> tuple[AnchorLevel, ...]:
-    """Anchors of every map, about the corners of its cells, rounded to whole pixels as torchvision does."""
+    """Anchors of every map, about the corners of its cells."""
     levels = []
     for sides, grid_hw in zip(anchor_sides, grids_hw, strict=True):
-        cells = []
-        for ratio in ASPECT_RATIOS:
-            for side in sides:
-                root = math.sqrt(ratio)
-                half_width, half_height = float(round(side / root / 2)), float(round(side * root / 2))
-                cells.append((-half_width, -half_height, half_width, half_height))
+        cells = tuple((-width / 2, -height / 2, width / 2, height / 2) for width, height in cell_sizes_wh(sides))
         stride_hw = float(canvas_hw[0] // grid_hw[0]), float(canvas_hw[1] // grid_hw[1])
-        levels.append(AnchorLevel(grid_hw=grid_hw, stride_hw=stride_hw, cell_boxes_xyxy=tuple(cells)))
+        levels.append(AnchorLevel(grid_hw=grid_hw, stride_hw=stride_hw, cell_boxes_xyxy=cells))
     return tuple(levels)
+
+
+def cell_sizes_wh(sides: Sequence[int]) -> list[tuple[float, float]]:
+    """Widths and heights of a cell's anchors, their halves rounded to whole pixels as torchvision does."""
+    roots = [math.sqrt(ratio) for ratio in ASPECT_RATIOS]
+    return [(2.0 * round(side / root / 2), 2.0 * round(side * root / 2)) for root in roots for side in sides]
+
+
+def _resized(anchors_xyxy: Tensor, sizes_wh: Tensor, levels: Sequence[AnchorLevel]) -> Tensor:
+    """Anchors (N, 4) about the same centres with the sizes (K, 2) of all levels' cells."""
+    counts = [len(level.cell_boxes_xyxy) for level in levels]
+    cells = [level.grid_hw[0] * level.grid_hw[1] for level in levels]
+    of_maps = zip(torch.split(sizes_wh, counts), cells, strict=True)
+    halves = torch.cat([part.repeat(count, 1) for part, count in of_maps]) / 2  # (N, 2)
+    centres = (anchors_xyxy[:, :2] + anchors_xyxy[:, 2:]) / 2
+    return torch.cat([centres - halves, centres + halves], dim=1)
