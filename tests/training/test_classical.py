@@ -89,7 +89,9 @@ def test_finds_what_it_was_trained_on(
     monkeypatch.setattr(classical, "HogSettings", functools.partial(HogSettings, num_negatives=300))
     arguments = ["train", "--model", model, "--data", str(data), "--out", str(tmp_path), "--imgsz", window, "--json"]
     assert main(arguments) == 0
-    (detector,) = json.loads(capfd.readouterr().out)["detectors"]
+    out, err = capfd.readouterr()
+    document = json.loads(out)
+    (detector,) = document["detectors"]
     assert detector["class_name"] == "red cross"
     assert detector["num_positives"] == (30 if model == "viola-jones" else 150)  # HOG: also half a cell aside
     assert detector["num_backgrounds"] > 0 and Path(detector["file"]).name == file
@@ -104,8 +106,55 @@ def test_finds_what_it_was_trained_on(
                 distance = np.abs(centres(found.boxes_xyxy) - centres(sample.boxes_xyxy)).max(axis=1)
                 num_near += bool((distance < 12).any())
     assert num_near >= 0.8 * len(val)
+    measured = detector["val"]
+    assert main(["val", detector["file"], "--data", str(data), "--json"]) == 0
+    of_val = json.loads(capfd.readouterr().out)
+    assert (measured["map"], measured["map50"]) == (of_val["map"], of_val["map50"])
+    assert (measured["num_images"], measured["num_boxes"]) == (30, 30) and measured["map50"] > 0.1
+    assert (document["map"], document["map50"]) == (measured["map"], measured["map50"])
+    assert f"red cross: AP50 {measured['map50']:.4f} on val, 30 images with 30 boxes" in err
     assert main(arguments) == 2  # it is there already
     assert "pass another --out" in capfd.readouterr().err
+
+
+def people_detector(config: object, positives: object, backgrounds: object, file: Path, tell: object) -> tuple[()]:
+    """In place of a training: OpenCV's own, whose window is larger than the images, so that it finds nothing."""
+    descriptor = cv2.HOGDescriptor()
+    descriptor.setSVMDetector(cv2.HOGDescriptor.getDefaultPeopleDetector())
+    descriptor.save(str(file))
+    return ()
+
+
+def test_each_class_is_measured_where_it_can_be(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classical, "_train_one", people_detector)
+    file = crosses(tmp_path, 4)
+    label = tmp_path / "labels" / "train" / "1.txt"
+    label.write_text(label.read_text().replace("0 ", "1 ", 1))
+    (tmp_path / "images" / "train" / "3.png").write_bytes(b"no image")
+    (tmp_path / "images" / "val" / "3.png").write_bytes((tmp_path / "images" / "val" / "3.png").read_bytes()[:300])
+    file.write_text("train: images/train\nval: images/val\nnames: [red cross, dot]\n")
+    arguments = ["train", "--model", "hog", "--imgsz", "48", "--data", str(file)]
+    assert main([*arguments, "--out", str(tmp_path / "a"), "--json"]) == 0
+    out, err = capfd.readouterr()
+    document = json.loads(out)
+    assert [detector["class_name"] for detector in document["detectors"]] == ["red cross", "dot"]
+    cross = {"map": 0.0, "map50": 0.0, "num_images": 3, "num_boxes": 3}
+    assert [detector["val"] for detector in document["detectors"]] == [cross, None]
+    assert (document["map"], document["map50"]) == (0.0, 0.0)
+    assert "dot: no boxes in the split 'val', so nothing is measured" in err
+    assert "1 images of the split 'val' could not be read" in err
+
+    file.write_text("train: images/train\nnames: [red cross, dot]\n")
+    assert main([*arguments, "--out", str(tmp_path / "b")]) == 0
+    out, err = capfd.readouterr()
+    assert "has no split 'val': nothing is measured" in err and out.count("(not measured)") == 2
+    for names, message in (("[a/b, a_b]", "two that make a_b.xml"), ("[a, b, c]", "objects of every class, got none")):
+        file.write_text(f"train: images/train\nnames: {names}\n")
+        assert main([*arguments, "--out", str(tmp_path / "c")]) == 2
+        assert message in capfd.readouterr().err
+    assert not list((tmp_path / "c").glob("*.xml"))
 
 
 REFUSED = [

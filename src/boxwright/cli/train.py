@@ -15,6 +15,7 @@ from boxwright.core.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from boxwright.training import TrainResult
+    from boxwright.training.classical_accuracy import ClassMeasurement
     from boxwright.training.evolution import EvolutionResult
     from boxwright.training.pretrain import PretrainResult
 
@@ -118,13 +119,24 @@ def _train_classical(run: Any, as_json: bool) -> None:
     from boxwright.training.classical import train_classical
 
     results = train_classical(run, tell=_tell)
+    measured = [result.val for result in results if result.val is not None]
+    means = {name: _mean_or_none([getattr(val, name) for val in measured]) for name in ("map", "map50")}
     if as_json:
-        print_json({"detectors": [dataclasses.asdict(result) for result in results]})
+        print_json({**means, "detectors": [dataclasses.asdict(result) for result in results]})
         return
     _print_lines(
-        *(f"{result.class_name}: {result.file}" for result in results),
+        *(f"{result.class_name}: {result.file}{_shown_accuracy(result.val)}" for result in results),
+        *([f"mAP {means['map']:.4f}, mAP50 {means['map50']:.4f}"] if len(measured) > 1 else []),
         f"next: boxwright predict {results[0].file} IMAGE",
     )
+
+
+def _mean_or_none(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _shown_accuracy(val: ClassMeasurement | None) -> str:
+    return " (not measured)" if val is None else f" (AP {val.map:.4f}, AP50 {val.map50:.4f})"
 
 
 def _pretrain(run: Any, cutmix: float, as_json: bool) -> None:

@@ -22,6 +22,7 @@ from boxwright.models.classical.backgrounds import largest_free_part
 from boxwright.models.classical.cascade import write_cascade
 from boxwright.models.classical.hog import CELL_PIXELS, HogSettings, train_hog, write_hog
 from boxwright.models.classical.viola_jones import CascadeSettings, train_cascade
+from boxwright.training.classical_accuracy import ClassMeasurement, load_val, measure_class
 from boxwright.training.config import TrainConfig
 
 Image = NDArray[np.uint8]
@@ -42,6 +43,7 @@ class ClassDetector:
         num_positives: windows with the object that it learned from.
         num_backgrounds: images, or parts of them, without the object.
         stages: of a cascade, what each reached; empty for HOG.
+        val: how well it finds its class on the val split; None where there is none, or no such box in it.
     """
 
     class_name: str
@@ -50,17 +52,18 @@ class ClassDetector:
     num_positives: int
     num_backgrounds: int
     stages: tuple[dict[str, Any], ...]
+    val: ClassMeasurement | None
 
 
 def train_classical(config: TrainConfig, *, tell: Callable[[str], None] = lambda line: None) -> list[ClassDetector]:
-    """Train a cascade or a HOG detector for each class of a data set.
+    """Train a cascade or a HOG detector for each class of a data set, and measure it on the val split.
 
     Objects are cut out and stretched to the window, for HOG also from half a cell beside them; the background of a
     class is the largest part of each image that none of its objects touches.
 
     Args:
-        config: `model` is "viola-jones" or "hog"; used are `data`, `train_split`, `out`, `size_hw` (of the window; by
-            the objects' usual shape where None) and `seed`.
+        config: `model` is "viola-jones" or "hog"; used are `data`, `train_split`, `val_split`, `out`, `size_hw` (of
+            the window; by the objects' usual shape where None) and `seed`.
         tell: is told in a line what has been done.
 
     Raises:
@@ -68,11 +71,14 @@ def train_classical(config: TrainConfig, *, tell: Callable[[str], None] = lambda
         OutputError: where a detector of that name is there already.
     """
     dataset = load_dataset(config.data, config.train_split)
-    plans = [_plan(config, dataset, class_id) for class_id in range(len(dataset.class_names))]
+    val = load_val(config, dataset, tell)
+    plans = _plans(config, dataset)
     results = []
     for class_id, (file, window_hw) in enumerate(plans):
         name = dataset.class_names[class_id]
-        positives, backgrounds = _windows(dataset, class_id, window_hw, is_grey=config.model == VIOLA_JONES)
+        positives, backgrounds, unreadable = _windows(dataset, class_id, window_hw, is_grey=config.model == VIOLA_JONES)
+        if unreadable:
+            tell(f"{name}: {unreadable} training images could not be read and were passed over")
         if len(positives) == 0 or len(backgrounds) == 0:
             raise InputError(
                 f"class {name!r} of {dataset.root}, {dataset.split}",
@@ -91,9 +97,33 @@ def train_classical(config: TrainConfig, *, tell: Callable[[str], None] = lambda
                 num_positives=len(positives),
                 num_backgrounds=len(backgrounds),
                 stages=stages,
+                val=None if val is None else measure_class(file, val, class_id, tell),
             )
         )
     return results
+
+
+def _plans(config: TrainConfig, dataset: Dataset) -> list[tuple[Path, tuple[int, int]]]:
+    """Where the detector of each class is written, and its window; whatever can be refused is refused here."""
+    for name, count in dataset.boxes_per_class().items():
+        if count == 0:
+            raise InputError(
+                f"class {name!r} of {dataset.root}, {dataset.split}",
+                expected="objects of every class",
+                got="none",
+                fix="add images of it, or take it out of the data's classes",
+            )
+    plans = [_plan(config, dataset, class_id) for class_id in range(len(dataset.class_names))]
+    files = [file for file, _ in plans]
+    twice = next((file for file in files if files.count(file) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"classes of {dataset.root}",
+            expected="names of which each makes a file of its own",
+            got=f"two that make {twice.name}",
+            fix="rename one of them",
+        )
+    return plans
 
 
 def _plan(config: TrainConfig, dataset: Dataset, class_id: int) -> tuple[Path, tuple[int, int]]:
@@ -133,14 +163,16 @@ def _boxes_of(dataset: Dataset, index: int, class_id: int, *, with_crowds: bool 
 
 def _windows(
     dataset: Dataset, class_id: int, window_hw: tuple[int, int], *, is_grey: bool
-) -> tuple[list[Image], list[Image]]:
-    """The objects as windows, and the backgrounds; images that do not decode are passed over."""
+) -> tuple[list[Image], list[Image], int]:
+    """The objects as windows, the backgrounds, and how many images do not decode and are passed over."""
     positives: list[Image] = []
     backgrounds: list[Image] = []
+    unreadable = 0
     for index, sample in enumerate(dataset.samples):
         try:
             image = read_image(sample.image_path)
         except ImageError:
+            unreadable += 1
             continue
         if is_grey:
             image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), dtype=np.uint8)
@@ -155,7 +187,7 @@ def _windows(
         left, top, right, bottom = largest_free_part((image.shape[0], image.shape[1]), taken)
         if bottom - top >= window_hw[0] and right - left >= window_hw[1]:
             backgrounds.append(np.ascontiguousarray(image[top:bottom, left:right]))
-    return positives, backgrounds
+    return positives, backgrounds, unreadable
 
 
 def _shifted(boxes_xyxy: FloatArray, window_hw: tuple[int, int]) -> FloatArray:
