@@ -5,10 +5,13 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
+import torchvision
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.ops import FrozenBatchNorm2d
 
 from boxwright.core.decode import decode_nms
 from boxwright.core.errors import CheckpointError
@@ -54,54 +57,129 @@ def old_names(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     }
 
 
-def test_finds_what_transformers_finds_from_the_same_weights(shared_dir: Path) -> None:
-    model = theirs("detr-r50")
+class AuthorsDetr(torch.nn.Module):
+    """As facebookresearch's code builds it: layers of torch and torchvision, which has the same names for theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        resnet = torchvision.models.resnet50(weights=None, norm_layer=FrozenBatchNorm2d)
+        stem = torch.nn.Module()
+        stem.body = IntermediateLayerGetter(resnet, {"layer4": "0"})
+        self.backbone = torch.nn.Sequential(stem)
+        self.input_proj = torch.nn.Conv2d(2048, 256, 1)
+        options = {"d_model": 256, "nhead": 8, "dim_feedforward": 2048, "dropout": 0.0, "batch_first": True}
+        self.transformer = torch.nn.Module()
+        self.transformer.encoder = torch.nn.TransformerEncoder(torch.nn.TransformerEncoderLayer(**options), 6)
+        decoder_layer, norm = torch.nn.TransformerDecoderLayer(**options), torch.nn.LayerNorm(256)
+        self.transformer.decoder = torch.nn.TransformerDecoder(decoder_layer, 6, norm)
+        self.query_embed = torch.nn.Embedding(100, 256)
+        self.class_embed = torch.nn.Linear(256, NUM_CLASSES + 1)
+        self.bbox_embed = torch.nn.Module()
+        self.bbox_embed.layers = torch.nn.ModuleList(torch.nn.Linear(256, width) for width in (256, 256, 4))
+
+    def forward(self, pixel_values: torch.Tensor) -> SimpleNamespace:
+        features = self.input_proj(self.backbone[0].body(pixel_values)["0"])
+        places = sine_encoding((features.shape[2], features.shape[3]), 256)[None]
+        memory = features.flatten(2).transpose(1, 2)
+        for layer in self.transformer.encoder.layers:
+            placed = memory + places
+            memory = layer.norm1(memory + layer.self_attn(placed, placed, memory)[0])
+            memory = layer.norm2(memory + layer.linear2(layer.linear1(memory).relu()))
+        queries = self.query_embed.weight[None]
+        found = torch.zeros_like(queries)
+        for layer in self.transformer.decoder.layers:
+            placed = found + queries
+            found = layer.norm1(found + layer.self_attn(placed, placed, found)[0])
+            found = layer.norm2(found + layer.multihead_attn(found + queries, memory + places, memory)[0])
+            found = layer.norm3(found + layer.linear2(layer.linear1(found).relu()))
+        found = self.transformer.decoder.norm(found)
+        boxes = found
+        for layer in self.bbox_embed.layers[:2]:
+            boxes = layer(boxes).relu()
+        boxes = self.bbox_embed.layers[2](boxes).sigmoid()
+        return SimpleNamespace(pred_boxes=boxes, logits=self.class_embed(found))
+
+
+def authors_detr() -> AuthorsDetr:
+    """With random weights, no two layers alike."""
+    torch.manual_seed(0)
+    model = AuthorsDetr().eval()
+    for module in model.transformer.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.MultiheadAttention | torch.nn.LayerNorm):
+            for name, parameter in module.named_parameters(recurse=False):
+                spread = torch.randn_like(parameter) * 0.05
+                parameter.data = spread + 1 if isinstance(module, torch.nn.LayerNorm) and name == "weight" else spread
+    for norm in model.modules():
+        if isinstance(norm, FrozenBatchNorm2d):
+            for name, buffer in norm.named_buffers():
+                buffer.copy_(torch.rand_like(buffer) * 0.5 + (0.75 if name in ("weight", "running_var") else -0.25))
+    for layer in (model.query_embed, model.class_embed, model.bbox_embed.layers[2]):
+        layer.weight.data *= 4
+    return model
+
+
+def tell_queries_apart(model: torch.nn.Module, images: torch.Tensor) -> None:
+    """Let queries look at unlike places, and spread what the last layers say, as a trained network's do."""
+    is_transformers = not isinstance(model, AuthorsDetr)
+    class_layer = model.class_labels_classifier if is_transformers else model.class_embed
+    box_layer = (model.bbox_predictor if is_transformers else model.bbox_embed).layers[2]
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "decoder" in name and name.endswith(("q_proj.weight", "k_proj.weight")):
+                parameter *= 20
+            elif "decoder" in name and name.endswith("in_proj_weight"):
+                parameter[: 2 * 256] *= 20
+        said = model(pixel_values=images)
+        for layer, values, spread in ((class_layer, said.logits[0], 2.0), (box_layer, said.pred_boxes[0].logit(), 1.0)):
+            mean = values.mean(dim=0)
+            factor = spread / (values - mean).std()
+            layer.weight *= factor
+            layer.bias.copy_((layer.bias - mean) * factor)
+
+
+@pytest.mark.parametrize("source", ["transformers", "facebookresearch"])
+def test_finds_what_others_find_from_the_same_weights(source: str, shared_dir: Path) -> None:
+    # Where the layers are torch's own, random weights enlarge the roundings of float32.
+    dtype = torch.float32 if source == "transformers" else torch.float64
+    model = (theirs("detr-r50") if source == "transformers" else authors_detr()).to(dtype)
+    preprocess = preset("imagenet-stretch", SIZE_HW)
+    paths = sorted((shared_dir / "data" / "coco-tiny" / "val2017").glob("*.jpg"))[:3]
+    pixels = [torch.from_numpy(preprocess.apply(read_image(path))[0])[None].to(dtype) for path in paths]
+    tell_queries_apart(model, pixels[0])
     weights = import_checkpoint(model.state_dict(), "detr-r50")
     assert weights.num_classes == NUM_CLASSES
-    ours = build_model("detr-r50", num_classes=NUM_CLASSES).eval()
+    ours = build_model("detr-r50", num_classes=NUM_CLASSES).eval().to(dtype)
     load_weights(ours, weights.state, "detr-r50")
     spec = ours.decode_spec(SIZE_HW)
-    preprocess = preset("imagenet-stretch", SIZE_HW)
-    num_boxes = 0
-    for path in sorted((shared_dir / "data" / "coco-tiny" / "val2017").glob("*.jpg"))[:3]:
-        tensor, _ = preprocess.apply(read_image(path))
-        images = torch.from_numpy(tensor)[None]
+    num_boxes, labels_met = 0, set()
+    for images in pixels:
         with torch.no_grad():
             expected, heads = model(pixel_values=images), ours(images)
         boxes = cxcywh_to_xyxy(expected.pred_boxes[0]) * torch.tensor([320.0, 256, 320, 256])
         scores, labels = expected.logits[0].softmax(dim=1)[:, :-1].max(dim=1)
+        assert (boxes.std(dim=0) > 10).all() and scores.std() > 0.1  # else any box would do for any other
         found = decode_nms(
-            heads["box_regression"].numpy(),
-            heads["class_logits"].numpy(),
+            heads["box_regression"].float().numpy(),
+            heads["class_logits"].float().numpy(),
             attributes=spec.attributes(),
             score_threshold=0.0,
             iou_threshold=0.7,
             priors=spec.priors(),
         )
-        order = scores.argsort(descending=True, stable=True)
-        assert int(found.num_detections[0, 0]) == len(order) == 100
-        np.testing.assert_allclose(found.scores[0], scores[order].numpy(), atol=1e-3)
+        assert int(found.num_detections[0, 0]) == len(scores) == 100
         for box, score, label in zip(found.boxes[0], found.scores[0], found.class_ids[0], strict=True):
-            same = (boxes - torch.from_numpy(box)).abs().amax(dim=1) < 1e-3 * max(SIZE_HW)
+            same = (boxes - torch.from_numpy(box)).abs().amax(dim=1) < 1e-3  # pixels
             same &= ((scores - float(score)).abs() < 1e-3) & (labels == int(label))
             assert same.any()
             num_boxes += 1
-        torch.testing.assert_close(heads["box_regression"], expected.pred_boxes, atol=1e-5, rtol=0)
-    assert num_boxes >= 50
+        labels_met |= set(labels.tolist())
+    assert num_boxes >= 50 and len(labels_met) >= 5
 
 
 @pytest.mark.parametrize("variant", ["detr-r50", "detr-r101-dc5"])
-@pytest.mark.parametrize("naming", ["new", "old", "authors"])
+@pytest.mark.parametrize("naming", ["new", "old"])
 def test_all_names_of_the_weights_are_read(variant: str, naming: str) -> None:
     ours = build_model(variant, num_classes=NUM_CLASSES)
-    if naming == "authors":
-        state = {
-            f"backbone.0.body.{key.removeprefix('backbone.')}" if key.startswith("backbone.") else key: value
-            for key, value in ours.state_dict().items()
-            if not key.endswith("num_batches_tracked")
-        }
-        load_weights(ours, import_checkpoint(state, variant).state, variant)
-        return
     model = theirs(variant)
     state = model.state_dict() if naming == "new" else old_names(model.state_dict())
     load_weights(ours, import_checkpoint(state, variant).state, variant)

@@ -11,7 +11,7 @@ import torch
 from boxwright.core.decode import decode_nms
 from boxwright.core.errors import CheckpointError
 from boxwright.core.images import read_image
-from boxwright.models import build_model
+from boxwright.models import Targets, build_model
 from boxwright.models.common.boxes import cxcywh_to_xyxy
 from boxwright.models.common.checkpoint import load_weights
 from boxwright.models.common.deformable_attention import DeformableAttention
@@ -92,7 +92,7 @@ def test_finds_what_transformers_finds_from_the_same_weights(variant: str, share
         assert int(found.num_detections[0, 0]) == len(scores)
         np.testing.assert_allclose(found.scores[0], scores.numpy(), atol=1e-3)
         for box, score, label in zip(found.boxes[0], found.scores[0], found.class_ids[0], strict=True):
-            same = (boxes - torch.from_numpy(box)).abs().amax(dim=1) < 1e-3 * max(SIZE_HW)
+            same = (boxes - torch.from_numpy(box)).abs().amax(dim=1) < 1e-3  # pixels
             same &= ((scores - float(score)).abs() < 1e-3) & (pairs % NUM_CLASSES == int(label))
             num_boxes += int(same.any())
     # Of pairs whose scores are a rounding apart, the last place of the list may hold another one.
@@ -114,6 +114,18 @@ def test_names_of_older_files_are_read(variant: str) -> None:
 def test_another_checkpoint_is_refused() -> None:
     with pytest.raises(CheckpointError, match="enc_score_head"):
         import_checkpoint({"head.weight": torch.zeros(3)}, "rtdetr-r18")
+
+
+def test_more_objects_than_queries_leave_the_dearest_without() -> None:
+    model = build_model("rtdetr-pico", num_classes=2).train()
+    count = model.decode_spec((96, 96)).num_queries + 5  # also more than are given to it spoilt
+    corners = torch.rand(count, 2) * 60
+    targets = Targets(
+        boxes_xyxy=[torch.cat([corners, corners + 20], dim=1)] * 2,
+        class_ids=[torch.zeros(count, dtype=torch.int64)] * 2,
+    )
+    parts = model.training_loss(torch.randn(2, 3, 96, 96), targets)
+    assert all(part.isfinite() for part in parts.values()) and parts["giou"] > 0 and parts["denoising"] > 0
 
 
 def test_attention_samples_where_the_offsets_point() -> None:
