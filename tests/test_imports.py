@@ -196,6 +196,18 @@ print(json.dumps(failed))
 """
 
 
+def test_an_engine_is_built_with_the_extras_of_its_engines_alone() -> None:
+    """As the walkthrough for Jetson installs them: `boxwright[onnxruntime]` and what `boxwright[tensorrt]` brings."""
+    brought = {name for extra in ("onnxruntime", "tensorrt") for name in EXTRAS[extra][1]}
+    others = {name for _, modules in EXTRAS.values() for name in modules} - brought - {"google.protobuf"}  # onnx has it
+    program = IMPORT_WITHOUT_TORCH.format(torch_packages={name.partition(".")[0] for name in others})
+    modules = ["boxwright.export.api", "boxwright.export.to_tensorrt", "boxwright.runtimes.tensorrt"]
+    finished = subprocess.run(
+        [sys.executable, "-c", program], input=json.dumps(modules), capture_output=True, text=True, check=True
+    )
+    assert json.loads(finished.stdout) == {}
+
+
 def test_everything_else_imports_without_torch() -> None:
     files = [relative(path) for path in source_files()]
     modules = [

@@ -15,7 +15,7 @@ Status = Literal["ready", "installed", "missing", "broken"]
 EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "onnxruntime": ("run ONNX files", ("onnxruntime",)),
     "openvino": ("run and write OpenVINO models", ("openvino",)),
-    "tensorrt": ("build and run TensorRT engines", ("cuda.bindings", "onnx", "onnx_ir", "tensorrt")),
+    "tensorrt": ("build and run TensorRT engines", ("cuda.bindings", "onnx", "onnx_ir", "onnxscript", "tensorrt")),
     "export": (
         "export a checkpoint to ONNX",
         ("google.protobuf", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "timm", "torch", "torchvision", "yaml"),

@@ -116,7 +116,8 @@ def export(
         from boxwright.export import export as run_export
         from boxwright.export.tensorrt_options import EngineOptions, Profile, parse_float_layers
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(error.name or "onnx", extra="export", needed_for="boxwright export") from error
+        extra = "tensorrt" if format == "tensorrt" and source.suffix == ".onnx" else "export"
+        raise MissingDependencyError(error.name or "onnx", extra=extra, needed_for="boxwright export") from error
     console = stderr_console()
     options = ExportOptions(
         format=format,
