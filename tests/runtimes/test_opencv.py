@@ -258,6 +258,7 @@ BAD_FILES = {
     "number.xml": HEAD + "<opencv_storage><cascade>3</cascade></opencv_storage>",
     "no_stages.xml": HEAD + "<opencv_storage><cascade><stages>3</stages></cascade></opencv_storage>",
     "page.xml": HEAD + "<html><body>404</body></html>",
+    "page_as_saved.xml": "\n<!DOCTYPE html>\n<html lang=en><meta charset=utf-8><body>haarcascade<br></body>",
     "hog.xml": HEAD + "<opencv_storage><hog><blockSize>16 16</blockSize></hog></opencv_storage>",
     "data.yaml": "train: images/train\nnames: [a, b]\n",
     "empty.yml": "",
@@ -274,6 +275,7 @@ def test_files_that_are_no_detector(run: Run, tmp_path: Path, name: str) -> None
     assert (status, out) == (2, "")
     assert len(err.strip().splitlines()) == 1
     assert name in err
+    assert ("an HTML page; download the file itself" in err) == name.startswith("page")
 
 
 def small_cascade() -> str:

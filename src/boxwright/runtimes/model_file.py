@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ _WIRE_VARINT, _WIRE_64_BIT, _WIRE_BYTES, _WIRE_32_BIT = 0, 1, 2, 5
 # An XML file whose first element comes later is none that an engine wrote.
 _MOST_BYTES_BEFORE_ROOT = 1 << 20
 _XML_CHUNK_BYTES = 1 << 14
+_HTML_PAGE = re.compile(rb"\s*(<\?xml[^>]*>\s*)?<(!doctype\s+html|html)\b", re.IGNORECASE)
 
 Buffer = mmap.mmap | bytes
 Span = tuple[int, int]
@@ -106,6 +108,14 @@ def xml_root(path: str | os.PathLike[str]) -> str:
     got = "one without an element"
     try:
         with open(path, "rb") as file:
+            if _HTML_PAGE.match(file.read(_XML_CHUNK_BYTES)):
+                raise ModelFileError(
+                    str(path),
+                    expected="an XML file",
+                    got="an HTML page",
+                    fix="download the file itself, not the page that shows it",
+                )
+            file.seek(0)
             while not names and file.tell() < _MOST_BYTES_BEFORE_ROOT and (chunk := file.read(_XML_CHUNK_BYTES)):
                 parser.Parse(chunk)
             if os.fstat(file.fileno()).st_size == 0:
