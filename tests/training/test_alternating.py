@@ -38,6 +38,9 @@ def test_each_step_moves_its_own_parts(result: TrainResult) -> None:
     final = load_model(result.best).module.state_dict()
     assert all(torch.equal(final[name], tensor) for name, tensor in steps[3].items())
     assert result.best == result.out / "best.pt" and result.best_map is not None
+    assert result.epochs_done == 4
+    rows = [(step_folder(result.out, step) / "metrics.csv").read_text().splitlines()[1] for step in (1, 2, 3, 4)]
+    assert [row.split(",")[4:6] == ["", ""] for row in rows] == [True, True, True, False]  # the last alone is measured
 
 
 def test_a_finished_run_is_left_as_it_is_and_a_lost_step_done_again(result: TrainResult, shapes_dir: Path) -> None:

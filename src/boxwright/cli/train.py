@@ -112,7 +112,7 @@ def train(
 def _train_alternating(run: Any) -> TrainResult:
     from boxwright.training.alternating import train_alternating
 
-    return train_alternating(run)
+    return train_alternating(run, tell=_tell)
 
 
 def _train_classical(run: Any, as_json: bool) -> None:
@@ -190,7 +190,9 @@ def _print_result(result: TrainResult) -> None:
         f"{result.epochs_done} epochs in {result.seconds:.0f} s",
         f"best: {result.best}{measured}",
         f"last: {result.last}",
-        f"next: boxwright export {result.best} --out model.onnx",
+        f"next: boxwright export {result.best} --out model.onnx"
+        if result.is_exportable
+        else f"next: boxwright predict {result.best} IMAGE",
     )
 
 

@@ -22,15 +22,18 @@ from boxwright.training.run import TrainResult, train
 from boxwright.training.state import BEST, LAST
 
 
-def train_alternating(config: TrainConfig, *, show_progress: bool = True) -> TrainResult:
+def train_alternating(
+    config: TrainConfig, *, show_progress: bool = True, tell: Callable[[str], None] = lambda line: None
+) -> TrainResult:
     """Train the steps of a detector one after the other, each for all epochs, in folders of their own.
 
     Args:
         config: of every step; `max_minutes` is that of each. With `resume` finished steps are left as they are.
         show_progress: on stderr.
+        tell: is told in a line which step begins.
 
     Returns:
-        What the last step brought; its checkpoints are copied into `config.out`.
+        What the last step brought, with the epochs and seconds of all; its checkpoints are copied into `config.out`.
 
     Raises:
         InputError: where something does not fit, or the detector has no such steps.
@@ -46,23 +49,30 @@ def train_alternating(config: TrainConfig, *, show_progress: bool = True) -> Tra
             fix="pass --resume to go on with that run, or another --out",
         )
     initial: dict[str, Tensor] = {}
+    results = []
     for step in range(1, num_steps + 1):
         out = step_folder(config.out, step)
-        result = train(
-            dataclasses.replace(
-                config,
-                out=out,
-                resume=config.resume and (out / LAST).exists(),
-                # Only the last one's boxes and proposals belong together, so before it there is nothing to choose by.
-                val_every=config.val_every if step == num_steps else 0,
-            ),
-            show_progress=show_progress,
-            prepare=_preparation(config.out, step, initial),
+        tell(f"step {step} of {num_steps}, in {out}")
+        results.append(
+            train(
+                dataclasses.replace(config, out=out, resume=config.resume and (out / LAST).exists()),
+                show_progress=show_progress,
+                prepare=_preparation(config.out, step, initial),
+                # Only the last one's boxes and proposals belong together, so before it there is nothing to measure.
+                is_measured=step == num_steps,
+            )
         )
     for name in (BEST, LAST):
         with atomic_file(config.out / name) as temporary:
-            shutil.copyfile(result.out / name, temporary)
-    return dataclasses.replace(result, out=config.out, best=config.out / BEST, last=config.out / LAST)
+            shutil.copyfile(results[-1].out / name, temporary)
+    return dataclasses.replace(
+        results[-1],
+        out=config.out,
+        best=config.out / BEST,
+        last=config.out / LAST,
+        epochs_done=sum(result.epochs_done for result in results),
+        seconds=sum(result.seconds for result in results),
+    )
 
 
 def step_folder(out: Path, step: int) -> Path:

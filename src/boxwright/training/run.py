@@ -73,6 +73,7 @@ class TrainResult:
         accuracy: last measurement of this process; None where there was none.
         operating_point: likewise, precision and recall at the score with the best balance.
         unreadable: training images that were passed over, each with the reason.
+        is_exportable: whether a graph can hold the detector.
     """
 
     out: Path
@@ -86,6 +87,7 @@ class TrainResult:
     accuracy: AccuracyResult | None
     operating_point: OperatingPoint | None
     unreadable: tuple[str, ...]
+    is_exportable: bool = True
 
 
 def train(
@@ -94,6 +96,7 @@ def train(
     show_progress: bool = True,
     now: Callable[[], float] = time.monotonic,
     prepare: Callable[[DetectionModel], None] | None = None,
+    is_measured: bool = True,
 ) -> TrainResult:
     """Train a detector.
 
@@ -103,6 +106,7 @@ def train(
         now: the clock, in seconds, that `max_minutes` is counted on; `time.process_time` for the processor's time,
             which does not depend on what else the machine does.
         prepare: changes the module that the run begins with, or goes on with.
+        is_measured: on the val split; else the last weights are kept, as where there is no such split.
 
     Returns:
         Where the checkpoints are and how good they are.
@@ -124,8 +128,8 @@ def train(
         plan = _plan(config, choice, dataset, saved, prepare)
         if saved is not None and saved.state.is_finished:
             display.note(f"{saved.path}: this run is finished; nothing is left to do")
-            return _result(config, saved.state.history, None, None, (), saved.state.elapsed)
-        return _Run(config, plan, dataset, val, display, device, saved, now).execute()
+            return _result(config, plan.module, saved.state.history, None, None, (), saved.state.elapsed)
+        return _Run(config, plan, dataset, val if is_measured else None, display, device, saved, now).execute()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,7 +281,8 @@ class _Run:
         if unreadable:
             self.display.note(f"{len(unreadable)} training images could not be read and were passed over")
         elapsed = self.training.clock.elapsed()
-        return _result(self.config, tuple(keeper.history), keeper.accuracy, keeper.operating_point, unreadable, elapsed)
+        history, module = tuple(keeper.history), self.plan.module
+        return _result(self.config, module, history, keeper.accuracy, keeper.operating_point, unreadable, elapsed)
 
     def _prepare_module(self) -> None:
         for note in self.plan.notes:
@@ -387,6 +392,7 @@ def _tell_problems(datasets: list[Dataset], display: TrainingDisplay) -> None:
 
 def _result(
     config: TrainConfig,
+    module: DetectionModel,
     history: tuple[EpochRecord, ...],
     accuracy: AccuracyResult | None,
     operating_point: OperatingPoint | None,
@@ -407,4 +413,5 @@ def _result(
         accuracy=accuracy,
         operating_point=operating_point,
         unreadable=unreadable,
+        is_exportable=module.is_exportable,
     )
