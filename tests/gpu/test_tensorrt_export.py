@@ -161,6 +161,29 @@ def test_profiles_bound_the_batch(shared_dir: Path, folder: Path) -> None:
             )
 
 
+@pytest.mark.parametrize("nms", ["graph", "plugin"])
+def test_thresholds_that_are_built_in(nms: str, onnx_of: Onnx, folder: Path, shared_dir: Path) -> None:
+    """As Triton wants them: the engine takes images alone, and is compared with its source when it is built."""
+    from boxwright.export import ExportOptions, export
+    from boxwright.runtimes.tensorrt_plugin import build_tensorrt_plugin
+
+    if nms == "plugin":
+        try:
+            build_tensorrt_plugin()
+        except UnsupportedError as error:
+            pytest.skip(str(error))
+    data = shared_dir / "data" / "coco-tiny"
+    out = folder / f"fixed_{nms}.engine"
+    engine = build(onnx_of("yolox-nano", nms), out, data, nms=nms, conf=0.3, engine={"fixed_thresholds": True})
+    assert read_sidecar(engine).manifest.verification.proven  # type: ignore[union-attr]
+    with Detector(engine) as detector:
+        assert set(detector.backend.inputs) == {"images"}
+        with pytest.raises(UnsupportedError, match="built-in score_threshold"):
+            Detector(engine, conf=0.2)
+    repository = export(engine, folder / f"repository_{nms}", options=ExportOptions(format="triton")).path
+    assert (repository / engine.stem / "1" / "model.plan").read_bytes() == engine.read_bytes()
+
+
 def test_layers_asked_for_stay_in_float(onnx_of: Onnx, folder: Path) -> None:
     import onnx
 
