@@ -57,6 +57,7 @@ def test_reading() -> None:
         ("animal -1\ndog 7\n", "before this node"),
         ("animal -2\n", "before this node"),
         ("a -1\nb 0\nc 1\nd 0\n", "one after the other"),
+        ("a -1\nb 0\na 0\n", "names that differ, got 'a' twice"),
     ],
 )
 def test_trees_that_make_no_sense(text: str, named: str) -> None:

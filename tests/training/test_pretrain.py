@@ -11,10 +11,12 @@ import torch
 from boxwright.cli.main import main
 from boxwright.core.errors import CheckpointError, DatasetError, InputError, OutputError
 from boxwright.models import DetectionModel, build_model, load_model
+from boxwright.models.common.loading import read_weights
 from boxwright.training import TrainConfig, train
 from boxwright.training.classification_data import ClassificationImages, load_classification
 from boxwright.training.config import Augmentation
 from boxwright.training.cutmix import cutmix
+from boxwright.training.initial_weights import start_from_weights
 from boxwright.training.pretrain import BackboneClassifier, pretrain_classification
 
 COLORS = {"blue": (250, 40, 40), "green": (40, 250, 40), "red": (40, 40, 250)}
@@ -177,6 +179,18 @@ def test_a_darknet_backbone_learns_alone_and_is_tuned_on(folders: Path, shapes_d
     second = pretrain_classification(config(shapes_dir, tmp_path / "second", **changes), show_progress=False)
     name = "network.layers.26.0.weight"
     torch.testing.assert_close(load_model(second.backbone).module.state_dict()[name], written.module.state_dict()[name])
+
+
+def test_the_backbone_of_a_tree_learns_from_other_classes_than_its_nodes(folders: Path, tmp_path: Path) -> None:
+    tree = tmp_path / "animals.tree"
+    tree.write_text("animal -1\nplant -1\ncat 0\ndog 0\n")
+    small = {"model": str(tree), "epochs": 1, "size_hw": (32, 32)}
+    result = pretrain_classification(config(folders, tmp_path / "a", **small), show_progress=False)
+    assert result.class_names == ("blue", "green", "red")
+    weights = read_weights(result.backbone, model=str(tree))
+    assert weights.manifest is not None and weights.manifest.class_names == ("animal", "plant", "cat", "dog")
+    module = build_model(str(tree), num_classes=4)
+    assert "all layers" in start_from_weights(module, weights, weights.manifest.class_names, "backbone.pt")[0]
 
 
 def test_what_is_wrong_with_the_model_is_said_before_the_data_are_read(

@@ -94,6 +94,7 @@ class Darknet(FittedAnchorModel):
     """
 
     family: ClassVar[str] = "darknet"
+    describing_tensors: ClassVar[frozenset[str]] = frozenset({"cfg", "tree"})
     supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss", "label_smoothing"})
     # (K, 2) in pixels, of heads that list the same; part of the state, since they may be fitted to the data.
     anchors_wh: Tensor

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from boxwright.models import DetectionModel, build_model
 from boxwright.models.common.checkpoint import load_weights
-from boxwright.models.common.loading import Weights
+from boxwright.models.common.loading import Weights, described_network
 
 
 def start_from_weights(
@@ -28,20 +28,25 @@ def start_from_weights(
         CheckpointError: where the checkpoint does not fit the variant.
     """
     num_classes = weights.imported.num_classes
+    own = module.state_dict()
+    described = {name: tensor for name, tensor in own.items() if name in module.describing_tensors}
     if num_classes == module.num_classes:
-        load_weights(module, weights.imported.state, source)
+        load_weights(module, {**weights.imported.state, **described}, source)
         return (f"started from {source}, all layers",)
     # The module as the checkpoint knows it: what differs in shape depends on the classes.
     with torch.device("meta"):
-        original = build_model(weights.variant, num_classes=num_classes)
-    own = module.state_dict()
+        original = described_network(weights) or build_model(weights.variant, num_classes=num_classes)
     expected = original.state_dict()
-    by_class = [name for name, tensor in own.items() if expected[name].shape != tensor.shape]
-    merged: dict[str, Tensor] = {**weights.imported.state, **{name: own[name] for name in by_class}}
+    by_class = [
+        name
+        for name, tensor in own.items()
+        if name not in described and name in expected and expected[name].shape != tensor.shape
+    ]
+    merged: dict[str, Tensor] = {**weights.imported.state, **{name: own[name] for name in by_class}, **described}
     # Checked against the checkpoint's own class count first, so that an error names what is really wrong.
     load_weights(original.to_empty(device="cpu"), weights.imported.state, source)
     load_weights(module, merged, source)
     return (
-        f"started from {source}, which knows {num_classes} classes; new for {len(class_names)}: "
+        f"started from {source}, which knows {num_classes} classes; new for {module.num_classes}: "
         + ", ".join(sorted({name.rsplit(".", 1)[0] for name in by_class})),
     )

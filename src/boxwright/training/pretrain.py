@@ -27,7 +27,7 @@ from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
 from boxwright.models import DetectionModel
 from boxwright.models.common.class_targets import softmax_class_targets
-from boxwright.models.common.loading import Weights, choose_model, read_weights
+from boxwright.models.common.loading import ModelChoice, Weights, choose_model, read_weights
 from boxwright.models.common.saving import save_checkpoint
 from boxwright.training.classification_data import ClassificationData, ClassificationImages, load_classification
 from boxwright.training.config import TrainConfig
@@ -150,7 +150,8 @@ def pretrain_classification(
             fix="pass another --data",
         )
     torch.manual_seed(config.seed)
-    module = choice.build(len(data.class_names))
+    # A file's network keeps its classes: the layers that tell them apart stay random.
+    module = choice.build(len(data.class_names)) if choice.network is None else choice.network.module
     notes = () if weights is None else start_from_weights(module, weights, data.class_names, str(config.weights))
     with TrainingDisplay(config.epochs, is_shown=show_progress) as display:
         display.note(f"{config.data}: {len(data.samples)} images of {len(data.class_names)} classes")
@@ -173,7 +174,7 @@ def pretrain_classification(
         history=tuple(history),
         unreadable=tuple(run.unreadable),
     )
-    _write(config, choice.size_hw, module, weights, result)
+    _write(config, choice, module, weights, result)
     return result
 
 
@@ -304,17 +305,19 @@ def _preprocess(
 
 def _write(
     config: TrainConfig,
-    size_hw: tuple[int, int],
+    choice: ModelChoice,
     module: DetectionModel,
     weights: Weights | None,
     result: PretrainResult,
 ) -> None:
+    numbered = tuple(f"class{index}" for index in range(module.num_classes))
+    names = result.class_names if choice.network is None else choice.class_names or numbered
     manifest = Manifest(
         family=module.family,
         variant=module.variant,
-        class_names=result.class_names,
-        preprocess=_preprocess(config, module, weights, size_hw),
-        decode=module.decode_spec(size_hw),
+        class_names=names,
+        preprocess=_preprocess(config, module, weights, choice.size_hw),
+        decode=module.decode_spec(choice.size_hw),
         stage="raw",
         boxwright_version=__version__,
         iou_threshold=module.nms_iou_threshold,

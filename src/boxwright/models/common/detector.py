@@ -36,6 +36,8 @@ class DetectionModel(nn.Module, ABC):
             `begin_alternating_step`.
         num_fitting_images: that `fit` wants at the end of a training; 0 for families that have nothing to fit.
         learns_class_only: whether images of which the class alone is known may teach it.
+        describing_tensors: names in the state dict of what says how the network is built, which is its own whatever
+            checkpoint a training starts from.
         supported_loss_options: names of the `LossOptions` that the family's loss heeds.
         loss_options: what a run has changed in the loss.
     """
@@ -50,6 +52,7 @@ class DetectionModel(nn.Module, ABC):
     num_alternating_steps: ClassVar[int] = 0
     num_fitting_images: ClassVar[int] = 0
     learns_class_only: ClassVar[bool] = False
+    describing_tensors: ClassVar[frozenset[str]] = frozenset()
     supported_loss_options: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, *, variant: str, num_classes: int) -> None:

@@ -239,7 +239,7 @@ def load_model(
         return _load_network(network, Path(source), model, class_names, preprocess, size_hw)
     weights = read_weights(source, model=model)
     manifest = weights.manifest
-    module = _rebuilt(weights) or build_model(weights.variant, num_classes=weights.imported.num_classes)
+    module = described_network(weights) or build_model(weights.variant, num_classes=weights.imported.num_classes)
     load_weights(module, weights.imported.state, str(source))
     size_hw = _choose_size(weights, preprocess, size_hw)
     module.check_size(size_hw)
@@ -255,7 +255,7 @@ def load_model(
     )
 
 
-def _rebuilt(weights: Weights) -> DetectionModel | None:
+def described_network(weights: Weights) -> DetectionModel | None:
     """The network that a checkpoint of ours carries, where its variant is none of a family's."""
     if weights.manifest is None:
         return None
@@ -334,7 +334,10 @@ def _own_weights(file: CheckpointFile, model: str | None) -> Weights:
     manifest = Manifest.from_json(file.content["manifest"], source)
     if model is not None and variant_named(model) != manifest.variant:
         raise CheckpointError(
-            source, expected=f"a checkpoint of {model}", got=f"one of {manifest.variant}", fix="leave out --model"
+            source,
+            expected=f"a checkpoint of {model}",
+            got=f"one of {manifest.variant}",
+            fix=f"pass a checkpoint of {model}, or the --model that this one is of",
         )
     state: StateDict = dict(file.content["model"])
     imported = ImportedWeights(state=state, num_classes=len(manifest.class_names))

@@ -52,13 +52,14 @@ def parse_tree(text: str, source: str) -> WordTree:
         source: its name, for messages.
 
     Raises:
-        CheckpointError: where a line is anything else, a parent does not come before its child, or the children of a
-            node do not follow each other.
+        CheckpointError: where a line is anything else, a name comes twice, a parent does not come before its child, or
+            the children of a node do not follow each other.
     """
     names: list[str] = []
     parents: list[int] = []
     groups: list[list[int]] = []
     ended: set[int] = set()
+    seen: set[str] = set()
     for number, line in enumerate((line for line in text.splitlines() if line.strip()), start=1):
         parts = line.split()
         if len(parts) != 2 or not parts[1].removeprefix("-").isdigit():
@@ -71,7 +72,10 @@ def parse_tree(text: str, source: str) -> WordTree:
                 raise _error(source, number, "the children of a node one after the other", f"one more of {parent}")
             ended.add(parent)
             groups.append([])
+        if parts[0] in seen:
+            raise _error(source, number, "names that differ", f"{parts[0]!r} twice")
         groups[-1].append(node)
+        seen.add(parts[0])
         names.append(parts[0])
         parents.append(parent)
     if not names:
@@ -85,7 +89,7 @@ def flat_tree(num_classes: int) -> str:
 
 
 def _error(source: str, line: int, expected: str, got: str) -> CheckpointError:
-    return CheckpointError(f"{source}:{line}", expected=expected, got=got, fix="give the .tree that the .cfg names")
+    return CheckpointError(f"{source}:{line}", expected=expected, got=got, fix="correct the .tree")
 
 
 class Hierarchy(nn.Module):
