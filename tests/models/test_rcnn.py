@@ -315,9 +315,15 @@ def test_proposals_from_outside_are_clipped_and_those_beyond_count_for_nothing()
     assert proposals.of_image(0).tolist() == [[0, 0, 20, 30], [100, 90, 128, 96]]
     assert proposals.boxes_xyxy.shape == (2, 2, 4) and not proposals.boxes_xyxy[1].any()
     assert pad_proposals([torch.zeros(0, 4)], sizes[:1]).boxes_xyxy.shape == (1, 1, 4)
-    for bad in ([torch.zeros(2, 4)], [torch.zeros(2, 3)] * 2, [torch.full((1, 4), torch.nan), torch.zeros(0, 4)]):
-        with pytest.raises(InputError, match="finite boxes"):
-            pad_proposals(bad, sizes)
+    refused = {
+        "those of 1 images": [torch.zeros(2, 4)],
+        r"\(2, 3\) for image 0": [torch.zeros(2, 3)] * 2,
+        "no number for image 0": [torch.full((1, 4), torch.nan), torch.zeros(0, 4)],
+        "ndarray for image 1": [torch.zeros(2, 4), np.zeros((2, 4), np.float32)],
+    }
+    for message, bad in refused.items():
+        with pytest.raises(InputError, match=message):
+            pad_proposals(bad, sizes)  # type: ignore[arg-type]
 
 
 def test_alternating_training_moves_one_part_at_a_time() -> None:

@@ -37,13 +37,18 @@ def check_proposals(boxes_xyxy: Sequence[Tensor], batch_size: int) -> None:
     if len(boxes_xyxy) != batch_size:
         got = f"those of {len(boxes_xyxy)} images"
     for row, boxes in enumerate(boxes_xyxy):
-        if boxes.ndim != 2 or boxes.shape[1] != 4:
+        if not isinstance(boxes, Tensor):
+            got = got or f"{type(boxes).__name__} for image {row}"
+        elif boxes.ndim != 2 or boxes.shape[1] != 4:
             got = got or f"{tuple(boxes.shape)} for image {row}"
         elif not bool(boxes.isfinite().all()):
             got = got or f"a coordinate that is no number for image {row}"
     if got is not None:
         raise InputError(
-            "proposals", expected=f"finite boxes (N, 4) xyxy for each of {batch_size} images", got=got, fix="mend them"
+            "proposals",
+            expected=f"a tensor of finite boxes (N, 4) xyxy for each of {batch_size} images",
+            got=got,
+            fix="give such tensors, (0, 4) where there is nothing",
         )
 
 
