@@ -20,8 +20,9 @@ from boxwright.export import ExportOptions, export, verify
 from boxwright.export.float_layers import find_float_layers
 from boxwright.export.half_precision import half_candidates, to_half, with_types
 from boxwright.export.onnx_files import read_manifest, set_manifest, write_onnx
-from boxwright.export.tensorrt_api import limits_of
+from boxwright.export.tensorrt_candidates import candidates_that_fit
 from boxwright.export.tensorrt_graph import for_parser
+from boxwright.export.tensorrt_limits import limits_of
 from boxwright.models.common.saving import save_checkpoint
 from boxwright.runtimes.detector import Detector
 from family_models import TrainedFamily, every_family
@@ -29,8 +30,6 @@ from tensorrt_operators import VERSIONS, complaints
 
 Trained = Callable[[str], TrainedFamily]
 Exported = Callable[[str], Path]
-# Families whose NMS takes more candidates than TensorRT sorts, and what is asked of the export then.
-CANDIDATES = {"efficientdet": 700, "retinanet": 700}
 CONF = 0.1
 
 
@@ -42,7 +41,9 @@ def exported(trained: Trained, tmp_path_factory: pytest.TempPathFactory) -> Expo
         folder = tmp_path_factory.mktemp(f"{family}_tensorrt")
         loaded = trained(family).loaded
         save_checkpoint(folder / "m.pt", loaded.module.state_dict(), loaded.manifest())
-        options = ExportOptions(dynamic=True, max_candidates=CANDIDATES.get(family))
+        # As the export of an engine chooses, where NMS takes more candidates than TensorRT sorts.
+        candidates = candidates_that_fit(loaded.manifest().decode, limits_of("8.5"))
+        options = ExportOptions(dynamic=True, max_candidates=candidates)
         export(folder / "m.pt", folder / "graph.onnx", options=options)
         return folder
 
