@@ -31,6 +31,7 @@ from boxwright.training.callback import RunKeeper
 from boxwright.training.class_images import load_class_images
 from boxwright.training.classification_data import ClassificationData
 from boxwright.training.config import TrainConfig
+from boxwright.training.crowded_images import note_crowded_images
 from boxwright.training.dataset import Collate, EpochSampler, SampleKey, TrainDataset
 from boxwright.training.engine import (
     choose_device,
@@ -175,6 +176,7 @@ def _plan(
         module.load_state_dict(saved.current)
     if saved is None:  # a resumed run's anchors came with its weights
         notes += fit_anchors(module, dataset, preprocess, config.anchors, config.seed)
+    notes += note_crowded_images(module, dataset, size_hw)
     manifest = Manifest(
         family=module.family,
         variant=module.variant,
