@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from boxwright.cli.main import main
-from boxwright.core.errors import InputError, MissingDependencyError, UnsupportedError, VerificationError
+from boxwright.core.errors import InputError, MissingDependencyError, OutputError, UnsupportedError, VerificationError
 from boxwright.export import ExportOptions, api, export
 from boxwright.export.tensorrt_api import BuilderApi
 from boxwright.export.tensorrt_options import EngineOptions
@@ -117,6 +117,17 @@ def test_options_that_do_not_fit(
 ) -> None:
     with pytest.raises(InputError, match=message):
         export(source, tmp_path / out, options=ExportOptions(**options))
+
+
+@pytest.mark.parametrize("option", ["timing_cache", "calibration_cache"])
+def test_caches_that_could_not_be_written_are_refused_before_the_build(
+    option: str, record: Record, source: Path, tmp_path: Path
+) -> None:
+    for place, message in ((tmp_path / "no" / "x.cache", "the folder .*/no"), (tmp_path, "a file, or none yet")):
+        options = ExportOptions(format="tensorrt", engine=EngineOptions(**{option: place}))  # type: ignore[arg-type]
+        with pytest.raises(OutputError, match=f"--{option.replace('_', '-')} .*: expected {message}"):
+            export(source, tmp_path / "m.engine", options=options)
+    assert record.model is None and [path.name for path in tmp_path.iterdir()] == ["cells.onnx"]
 
 
 def test_the_command_line_hands_everything_over(

@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from boxwright.core.errors import OutputError
-from boxwright.core.files import atomic_directory, check_not_source, check_writable
+from boxwright.core.files import atomic_directory
 from boxwright.core.manifest import Manifest, VerificationRecord
 from boxwright.export import verify
 from boxwright.export.decode_nms.insert import insert_decode_nms
@@ -21,26 +21,14 @@ from boxwright.export.embed_preprocess import embed_preprocess
 from boxwright.export.onnx_files import set_manifest, write_onnx
 from boxwright.export.options import DEFAULT_IOU_THRESHOLD, DEFAULT_SCORE_THRESHOLD, ExportOptions, Format
 from boxwright.export.passes import run_passes
-from boxwright.export.places import (
-    FOLDER_SUFFIXES,
-    check_folder,
-    check_replaceable,
-    check_source,
-    check_suffix,
-    default_out,
-)
+from boxwright.export.places import FOLDER_SUFFIXES, check_folder, check_suffix, find_place
 from boxwright.export.sources import Description, Progress, Source, open_source
 from boxwright.export.tensorrt_candidates import candidates_that_fit
 from boxwright.export.tensorrt_request import BuildMachine, EngineRequest, open_build_machine
 from boxwright.export.thresholds import set_iou_default, threshold_defaults
 from boxwright.export.to_deepstream import write_deepstream
 from boxwright.export.to_openvino import convert_to_openvino
-from boxwright.export.to_tensorrt import (
-    ENGINE_SUFFIXES,
-    convert_to_tensorrt,
-    move_engine,
-    rebuild_command,
-)
+from boxwright.export.to_tensorrt import ENGINE_SUFFIXES, convert_to_tensorrt, move_engine, rebuild_command
 from boxwright.export.to_triton import is_packable, pack_for_triton, write_triton_onnx
 from boxwright.export.verification_images import verification_images
 from boxwright.runtimes.detector import Detector
@@ -112,13 +100,7 @@ def export(
     source = Path(source)
     if options.format == "triton" and is_packable(source):
         return _pack(source, out)
-    check_source(source)
-    out = Path(out) if out is not None else default_out(source, options.format)
-    check_suffix(out, options.format)
-    check_not_source(out, source)
-    check_replaceable(out, options.format)
-    check_folder(out)
-    check_writable(out)
+    out = find_place(source, out, options)
     # What is missing for an engine is said before the work.
     machine = open_build_machine(options.engine) if options.builds_engine else None
     description = Description(model=model, head=head, labels=labels, preprocess=preprocess)

@@ -5,14 +5,40 @@ from __future__ import annotations
 from pathlib import Path
 
 from boxwright.core.errors import InputError, ModelFileError, OutputError
-from boxwright.export.options import Format
+from boxwright.core.files import check_not_source, check_writable
+from boxwright.export.options import ExportOptions, Format
 from boxwright.export.to_deepstream import CONFIG_NAME
 from boxwright.export.to_tensorrt import ENGINE_SUFFIXES
 
 FOLDER_SUFFIXES = {"openvino": "_openvino_model", "triton": "_triton", "deepstream": "_deepstream"}
 
 
-def default_out(source: Path, wanted: Format) -> Path:
+def find_place(source: Path, out: str | Path | None, options: ExportOptions) -> Path:
+    """Where an export goes, after everything was looked at that would keep it from being written later.
+
+    Args:
+        source: to be exported.
+        out: file or folder that the user names; None for a name beside the source.
+        options: what the artifact is to be.
+
+    Raises:
+        ModelFileError: where there is no source.
+        InputError: where the name does not fit.
+        OutputError: where it cannot be written there.
+    """
+    _check_source(source)
+    place = Path(out) if out is not None else _default_out(source, options.format)
+    check_suffix(place, options.format)
+    check_not_source(place, source)
+    _check_replaceable(place, options.format)
+    check_folder(place)
+    check_writable(place)
+    _check_cache("--timing-cache", options.engine.timing_cache)
+    _check_cache("--calibration-cache", options.engine.calibration_cache)
+    return place
+
+
+def _default_out(source: Path, wanted: Format) -> Path:
     """A name beside the source; what is there already is only replaced where the user names it."""
     if wanted in FOLDER_SUFFIXES:
         out = source.with_name(f"{source.stem}{FOLDER_SUFFIXES[wanted]}")
@@ -29,7 +55,7 @@ def default_out(source: Path, wanted: Format) -> Path:
     return out
 
 
-def check_replaceable(out: Path, wanted: Format) -> None:
+def _check_replaceable(out: Path, wanted: Format) -> None:
     """Raise `OutputError` where a folder of something else stands in the place of the result."""
     # To a repository of Triton a model is added.
     known = {"openvino": ("an OpenVINO model", "*.xml"), "deepstream": ("a folder for DeepStream", CONFIG_NAME)}
@@ -43,7 +69,7 @@ def check_replaceable(out: Path, wanted: Format) -> None:
         )
 
 
-def check_source(source: Path) -> None:
+def _check_source(source: Path) -> None:
     """Raise `ModelFileError` where there is no file to export."""
     if not source.is_file():
         got = "a folder" if source.is_dir() else "a path that does not exist"
@@ -67,3 +93,20 @@ def check_folder(out: Path) -> None:
         raise OutputError(
             str(out), expected=f"the folder {out.parent}", got="none of that name", fix="make it, or mend --out"
         )
+
+
+def _check_cache(option: str, cache: Path | None) -> None:
+    """Raise `OutputError` now where a file that a build leaves behind could not be written after it.
+
+    Args:
+        option: that names it.
+        cache: the file; None where there shall be none.
+    """
+    if cache is None:
+        return
+    if not cache.parent.exists():
+        got, fix = "none of that name", f"make it, or mend {option}"
+        raise OutputError(f"{option} {cache}", expected=f"the folder {cache.parent}", got=got, fix=fix)
+    if cache.is_dir():
+        raise OutputError(f"{option} {cache}", expected="a file, or none yet", got="a folder", fix=f"mend {option}")
+    check_writable(cache)
