@@ -17,8 +17,10 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, te
 from boxwright.core.errors import InputError, OutputError, UnsupportedError
 from boxwright.core.manifest import METADATA_KEY, Manifest
 from boxwright.core.preprocess import Preprocess
+from boxwright.export import api
 from boxwright.export.api import ExportOptions, export
 from boxwright.export.onnx_files import read_onnx, set_manifest, write_onnx
+from boxwright.export.tensorrt_limits import OLDEST_LIMITS
 from boxwright.export.to_deepstream import write_deepstream
 from boxwright.export.to_triton import pack_for_triton
 from boxwright.runtimes.detector import Detector
@@ -194,6 +196,10 @@ def test_bad_places_and_names(tmp_path: Path) -> None:
         export(plain, tmp_path / "repository", options=ExportOptions(format="deepstream"))
     with pytest.raises(InputError, match="--output-names with --nms none"):
         ExportOptions(nms="none", output_names="efficientnms")
+    for changes in ({"format": "deepstream"}, {"format": "triton", "triton_backend": "openvino"}):
+        with pytest.raises(InputError, match=r"--nms for --format \w+: expected graph or none, got 'plugin'"):
+            ExportOptions(nms="plugin", **changes)  # type: ignore[arg-type]
+    ExportOptions(nms="plugin", format="triton")
 
 
 @pytest.mark.parametrize("nms", ["graph", "plugin"])
@@ -226,6 +232,16 @@ def test_a_folder_for_deepstream(tmp_path: Path) -> None:
     assert (result.path / "nvdsinfer_boxwright.cpp").is_file()
     _assert_detects_alike(source, result.path / settings["onnx-file"])
     export(source, result.path, options=ExportOptions(format="deepstream"))  # replaces its own kind
+
+
+def test_nvinfer_gets_no_more_candidates_than_it_sorts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It builds the engine by itself, with whatever TensorRT is there."""
+    monkeypatch.setattr(api, "OLDEST_LIMITS", replace(OLDEST_LIMITS, largest_k=40))
+    source = save_colour_cells(tmp_path / "cells.onnx")
+    result = export(source, options=ExportOptions(format="deepstream"))
+    assert [note.partition(":")[0] for note in result.notes] == ["--max-candidates 40"]
+    assert result.manifest.decode.nms is not None and result.manifest.decode.nms.pre_nms_top_k == 40
+    assert export(source, options=ExportOptions(format="triton")).notes == ()
 
 
 def test_what_nvinfer_cannot_preprocess(tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from boxwright.export.options import DEFAULT_IOU_THRESHOLD, DEFAULT_SCORE_THRESH
 from boxwright.export.passes import run_passes
 from boxwright.export.places import FOLDER_SUFFIXES, check_folder, check_suffix, find_place
 from boxwright.export.sources import Description, Progress, Source, open_source
-from boxwright.export.tensorrt_candidates import candidates_that_fit
+from boxwright.export.tensorrt_candidates import candidates_that_fit, what_is_said
+from boxwright.export.tensorrt_limits import OLDEST_LIMITS, ParserLimits
 from boxwright.export.tensorrt_request import BuildMachine, EngineRequest, open_build_machine
 from boxwright.export.thresholds import set_iou_default, threshold_defaults
 from boxwright.export.to_deepstream import write_deepstream
@@ -167,21 +168,23 @@ def _opened(
     opened = open_source(source, description, options, work, report)
     keeps_candidates = options.nms != "graph" or options.max_candidates is not None
     is_finished = opened.manifest.stage == "detections" and opened.manifest.input_kind == "pixels"
-    if machine is None or keeps_candidates or is_finished:
+    limits = _limits_of_engine(machine, options)
+    if limits is None or keeps_candidates or is_finished:
         return opened, options, ()
-    fitting = candidates_that_fit(opened.manifest.decode, machine.api.limits)
+    fitting = candidates_that_fit(opened.manifest.decode, limits)
     if fitting is None:
         return opened, options, ()
-    assert opened.manifest.decode.nms is not None
-    scope = opened.manifest.decode.nms.top_k_scope
-    note = (
-        f"--max-candidates {fitting}: of each {scope} so many go to NMS and not "
-        f"{opened.manifest.decode.nms.pre_nms_top_k or 'all'}, since TensorRT sorts at most "
-        f"{machine.api.limits.largest_k} together; --nms plugin keeps them all"
-    )
+    note = what_is_said(opened.manifest.decode, fitting, limits, has_plugin=options.builds_engine)
     report(note)
     options = replace(options, max_candidates=fitting)
     return open_source(source, description, options, work, report), options, (note,)
+
+
+def _limits_of_engine(machine: BuildMachine | None, options: ExportOptions) -> ParserLimits | None:
+    """What the TensorRT that builds an engine can do, be it here or elsewhere; None where none is built."""
+    if machine is not None:
+        return machine.api.limits
+    return OLDEST_LIMITS if options.format == "deepstream" else None
 
 
 def _place_engine(built: Path, out: Path, manifest: Manifest, options: ExportOptions) -> None:

@@ -90,6 +90,10 @@ class ExportOptions:
         names = ("boxwright", "efficientnms") if self.nms != "none" else ("boxwright",)
         option = f"--output-names with --nms {self.nms}"
         _require(self.output_names in names, option, " or ".join(names), self.output_names)
+        # nvinfer's parser reads no local functions, and the OpenVINO of Triton has no extension.
+        lacks_node = self.format == "deepstream" or (self.format == "triton" and backend == "openvino")
+        forms = ("graph", "none") if lacks_node else ("graph", "plugin", "none")
+        _require(self.nms in forms, f"--nms for --format {self.format}", " or ".join(forms), self.nms)
         if self.format == "openvino" and self.nms == "plugin":
             require_openvino_plugin("--format openvino --nms plugin")
 

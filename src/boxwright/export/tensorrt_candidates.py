@@ -30,6 +30,23 @@ def candidates_that_fit(decode: DecodeSpec, limits: ParserLimits) -> int | None:
     return None if num_sorted <= limits.largest_k and counts_exactly else limits.largest_k // len(groups)
 
 
+def what_is_said(decode: DecodeSpec, fitting: int, limits: ParserLimits, *, has_plugin: bool) -> str:
+    """One line for people about a number from `candidates_that_fit`.
+
+    Args:
+        decode: of the detector.
+        fitting: the number.
+        limits: of TensorRT's ONNX parser.
+        has_plugin: whether the export could keep the operator as a node instead.
+    """
+    attributes = decode.attributes()
+    line = (
+        f"--max-candidates {fitting}: of each {attributes.top_k_scope} so many go to NMS and not "
+        f"{attributes.pre_nms_top_k or 'all'}, since TensorRT sorts at most {limits.largest_k} together"
+    )
+    return f"{line}; --nms plugin keeps them" if has_plugin else line
+
+
 def _groups(attributes: DecodeNmsAttributes, num_anchors: int, num_logits: int) -> tuple[int, ...]:
     """Sizes of the groups that candidates are chosen from and whose best are then sorted together."""
     labels = num_logits if attributes.multi_label else 1

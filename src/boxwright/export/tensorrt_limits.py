@@ -44,6 +44,7 @@ _LIMITS = {
     (10, 0): ParserLimits(newest_opset=20),
 }
 OLDEST_VERSION = min(_LIMITS)
+OLDEST_LIMITS = _LIMITS[OLDEST_VERSION]
 
 
 def limits_of(version: str) -> ParserLimits:
