@@ -1,5 +1,6 @@
 """Cascades and HOG from an annotated data set, by command: what is cut out, what is written, what is refused."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -172,3 +173,28 @@ def test_what_does_not_fit_is_refused_in_one_line(
     error = capfd.readouterr().err.strip()
     assert message in error and "\n" not in error
     assert not list(tmp_path.glob("*.xml"))
+
+
+@pytest.mark.parametrize(
+    ("model", "sides", "expected"),
+    [
+        ("viola-jones", [(10, 10), (90, 90)], (24, 24)),
+        ("viola-jones", [(40, 80), (20, 40)], (34, 17)),
+        ("hog", [(80, 80), (90, 90), (100, 100), (110, 110)], (64, 64)),
+        ("hog", [(40, 40), (40, 40), (100, 100), (110, 110)], (40, 40)),  # else half of them could not be found
+        ("hog", [(9, 9), (10, 10)], (32, 32)),
+        ("hog", [(60, 120)] * 3, (88, 48)),
+        ("hog", [], (64, 64)),  # crowds alone
+    ],
+)
+def test_the_usual_window(model: str, sides: list[tuple[int, int]], expected: tuple[int, int], data: Path) -> None:
+    dataset = load_dataset(data, "train")
+    boxes = np.array([[5, 5, 5 + width, 5 + height] for width, height in sides], dtype=np.float32).reshape(-1, 4)
+    sample = dataclasses.replace(
+        dataset.samples[0],
+        boxes_xyxy=boxes,
+        class_ids=np.zeros(len(boxes), np.int64),
+        is_crowd=np.zeros(len(boxes), bool),
+        areas=np.ones(len(boxes), np.float32),
+    )
+    assert classical._usual_window(model, dataset.with_samples([sample]), 0) == expected

@@ -30,6 +30,8 @@ VIOLA_JONES, HOG = "viola-jones", "hog"
 MODELS = (VIOLA_JONES, HOG)
 # Sides of a square window of either; others have about as many pixels.
 _USUAL_SIDE = {VIOLA_JONES: 24, HOG: 64}
+# HOG finds no object that is smaller than its window, so the window shrinks with the smaller objects, down to this.
+_SMALLEST_HOG_SIDE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,13 +147,17 @@ def _plan(config: TrainConfig, dataset: Dataset, class_id: int) -> tuple[Path, t
 
 
 def _usual_window(model: str, dataset: Dataset, class_id: int) -> tuple[int, int]:
-    """A window of the objects' median shape; HOG's in whole cells."""
+    """A window of the objects' median shape; HOG's in whole cells, and no larger than three quarters of the objects."""
     boxes = np.concatenate([_boxes_of(dataset, index, class_id) for index in range(len(dataset))])
     sides = boxes[:, 2:] - boxes[:, :2]
-    stretch = float(np.sqrt(np.median(sides[:, 1] / sides[:, 0]))) if len(sides) else 1.0  # height over width
-    unit = CELL_PIXELS if model == HOG else 1
-    least = 2 if model == HOG else 12
-    height, width = (unit * max(least, round(_USUAL_SIDE[model] * factor / unit)) for factor in (stretch, 1 / stretch))
+    if len(sides) == 0:
+        return _USUAL_SIDE[model], _USUAL_SIDE[model]
+    stretch = float(np.sqrt(np.median(sides[:, 1] / sides[:, 0])))  # height over width
+    side, unit, least = float(_USUAL_SIDE[model]), 1, 12
+    if model == HOG:
+        small = float(np.percentile(np.sqrt(sides.prod(axis=1)), 25))
+        side, unit, least = min(max(small, _SMALLEST_HOG_SIDE), side), CELL_PIXELS, 2
+    height, width = (unit * max(least, round(side * factor / unit)) for factor in (stretch, 1 / stretch))
     return height, width
 
 
