@@ -21,6 +21,7 @@ import pytest
 from recorded_tensorrt import SIGNATURES
 
 RECORD = Path(__file__).parents[1] / "tensorrt_api" / "record.py"
+SOURCES = Path(__file__).parents[2] / "src"
 COMMAND = shlex.split(os.environ.get("BOXWRIGHT_TENSORRT_PYTHON", ""))
 if not COMMAND and importlib.util.find_spec("tensorrt") is not None:
     COMMAND = [sys.executable]
@@ -63,15 +64,55 @@ print(json.dumps({
 """
 
 
-@pytest.fixture(scope="module")
-def real() -> dict[str, Any]:
+# Boxwright's own adapter on the real module: what it makes of the module's classes, and what it says without a GPU.
+ADAPTER = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import tensorrt
+from boxwright.core.errors import BoxwrightError
+from boxwright.export.tensorrt_api import BuilderApi
+from boxwright.export.tensorrt_builder import BuildTask, build
+from boxwright.export.tensorrt_options import EngineOptions
+from boxwright.runtimes.tensorrt_library import load_plugins, tensorrt_log
+
+class Batches:
+    batch_size = 2
+    def next_addresses(self, names):
+        return None
+    def read_cache(self):
+        return None
+    def write_cache(self, content):
+        pass
+
+api = BuilderApi.of(tensorrt)
+load_plugins(tensorrt, decode_nms=False, needed_for="the test")
+typing = api.typing(needs_weak=False)
+size = api.calibrators.calibrator(tensorrt, Batches()).get_batch_size() if api.has_calibrators else 2
+task = BuildTask(onnx_path=Path("m.onnx"), nodes=(), source="m.onnx", precisions=(), typing=typing, may_be_half=None,
+                 batches=None, batch=1, options=EngineOptions())
+try:
+    build(api, task, print)
+    said = "a builder that starts"
+except BoxwrightError as error:
+    said = str(error)
+ways = [type(way).__name__ for way in (typing, api.errors, api.progress, api.calibrators)]
+print(json.dumps({"ways": ways, "flags": typing.network_flags(tensorrt), "batch_size": size, "said": said}))
+"""
+
+
+def ask(program: str, argument: Path) -> dict[str, Any]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONHOME"}
-    finished = subprocess.run(
-        [*COMMAND, "-c", PROGRAM, RECORD], env=environment, capture_output=True, text=True, check=False
-    )
+    command = [*COMMAND, "-c", program, argument]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     answer: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
     return answer
+
+
+@pytest.fixture(scope="module")
+def real() -> dict[str, Any]:
+    return ask(PROGRAM, RECORD)
 
 
 def recorded_for(version: str) -> dict[str, Any]:
@@ -107,3 +148,16 @@ def test_without_a_gpu_a_builder_says_so_in_the_log(real: dict[str, Any]) -> Non
         pytest.skip("there is a GPU here")
     assert "factory function returned nullptr" in real["builder"]
     assert any("CUDA initialization failure" in line for line in real["lines"])
+
+
+def test_the_adapter_on_it(real: dict[str, Any]) -> None:
+    if not real["builder"].startswith("TypeError"):
+        pytest.skip("there is a GPU here")
+    answer = ask(ADAPTER, SOURCES)
+    is_8 = real["version"].startswith("8.")
+    assert answer["ways"][:3] == (
+        ["WeakTyping", "NodeIndices", "NoMonitor"] if is_8 else ["StrongTyping", "NodeNames", "ProgressMonitor"]
+    )
+    assert answer["batch_size"] == 2 and answer["flags"] > 0
+    assert answer["said"].startswith("TensorRT engine of m.onnx: expected a TensorRT builder that starts, got CUDA")
+    assert "\n" not in answer["said"]
