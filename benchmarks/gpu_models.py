@@ -103,9 +103,11 @@ def build_engines(folder: Path) -> dict[str, Path]:
     """All engines by name; those that are there already are kept."""
     from boxwright.export import ExportOptions, export
     from boxwright.export.tensorrt_options import EngineOptions
-    from boxwright.runtimes.tensorrt_plugin import build_tensorrt_plugin
+    from boxwright.runtimes.tensorrt_library import import_tensorrt
+    from boxwright.runtimes.tensorrt_plugin import build_tensorrt_plugin, find_tensorrt_plugin
 
-    build_tensorrt_plugin()
+    if find_tensorrt_plugin(import_tensorrt("benchmarks/gpu.py").__version__) is None:
+        build_tensorrt_plugin()
     engines = {}
     # Layers are not searched for: all of the network is in half precision, so that only what follows it differs.
     half = EngineOptions(fixed_thresholds=True, float_layers=(), timing_cache=folder / "timing.cache")

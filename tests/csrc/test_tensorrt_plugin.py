@@ -121,6 +121,10 @@ def test_an_installation_is_found(
 ) -> None:
     monkeypatch.setenv("TENSORRT_ROOT", str(fake_root(tmp_path / "root", header, library)))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TENSORRT_ROOT", "root")
+    assert find_installation().include_dir == tmp_path / "root" / "include"
+    monkeypatch.setenv("TENSORRT_ROOT", str(tmp_path / "root"))
     found = find_installation()
     assert (found.version, found.library.name) == (version, library)
     assert found.include_dir == tmp_path / "root" / "include"

@@ -77,6 +77,18 @@ def map_of(shared_dir: Path) -> Callable[[Detector], float]:
     return measure
 
 
+def have_plugin() -> None:
+    """Build the plugin, unless it was brought along; without a compiler the test skips."""
+    from boxwright.runtimes.tensorrt_library import import_tensorrt
+    from boxwright.runtimes.tensorrt_plugin import build_tensorrt_plugin, find_tensorrt_plugin
+
+    try:
+        if find_tensorrt_plugin(import_tensorrt("the tests").__version__) is None:
+            build_tensorrt_plugin()
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+
+
 def build(source: Path, out: Path, data: Path | None = None, **changes: Any) -> Path:
     from boxwright.export import ExportOptions, export
     from boxwright.export.tensorrt_options import EngineOptions
@@ -95,12 +107,7 @@ def test_an_engine_detects_what_its_source_detects(
     source = onnx_of(name, nms)
     data = shared_dir / "data" / "coco-tiny"
     if nms == "plugin":
-        from boxwright.runtimes.tensorrt_plugin import build_tensorrt_plugin
-
-        try:
-            build_tensorrt_plugin()
-        except UnsupportedError as error:
-            pytest.skip(str(error))
+        have_plugin()
     engine = build(source, folder / f"{name}_{nms}_{precision}.engine", data, nms=nms, precision=precision)
     sidecar = read_sidecar(engine)
     assert (sidecar.precision, sidecar.needs_plugin) == (precision, nms == "plugin")
@@ -165,13 +172,9 @@ def test_profiles_bound_the_batch(shared_dir: Path, folder: Path) -> None:
 def test_thresholds_that_are_built_in(nms: str, onnx_of: Onnx, folder: Path, shared_dir: Path) -> None:
     """As Triton wants them: the engine takes images alone, and is compared with its source when it is built."""
     from boxwright.export import ExportOptions, export
-    from boxwright.runtimes.tensorrt_plugin import build_tensorrt_plugin
 
     if nms == "plugin":
-        try:
-            build_tensorrt_plugin()
-        except UnsupportedError as error:
-            pytest.skip(str(error))
+        have_plugin()
     data = shared_dir / "data" / "coco-tiny"
     out = folder / f"fixed_{nms}.engine"
     engine = build(onnx_of("yolox-nano", nms), out, data, nms=nms, conf=0.3, engine={"fixed_thresholds": True})

@@ -118,7 +118,8 @@ def find_installation() -> TensorRtInstallation:
         UnsupportedError: where there are none, they do not fit each other, or they are too old.
     """
     given = os.environ.get(ROOT_VARIABLE)
-    roots = [Path(given)] if given else [Path(root) for root in _USUAL_ROOTS]
+    # CMake would look for what is relative elsewhere.
+    roots = [Path(given).absolute()] if given else [Path(root) for root in _USUAL_ROOTS]
     where = f"{ROOT_VARIABLE}={given}" if given else "the usual places"
     include_dir = next((path for root in roots for path in _include_dirs(root) if (path / "NvInfer.h").is_file()), None)
     if include_dir is None:
