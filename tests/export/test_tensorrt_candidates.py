@@ -14,12 +14,12 @@ from boxwright.export.tensorrt_limits import limits_of
 RETINANET_GRIDS = (80, 40, 20, 10, 5)
 
 
-def pyramid(grids: tuple[int, ...], num_anchors: int = 9, num_classes: int = 80, **nms: Any) -> AnchorDeltas:
+def pyramid(grids: tuple[int, ...], num_anchors: int = 9, multi_label: bool = False, **nms: Any) -> AnchorDeltas:
     boxes = tuple((-4.0, -4.0, 4.0 + index, 4.0) for index in range(num_anchors))
     levels = tuple(
         AnchorLevel(grid_hw=(side, side), stride_hw=(640 / side, 640 / side), cell_boxes_xyxy=boxes) for side in grids
     )
-    return AnchorDeltas(num_classes=num_classes, levels=levels, nms=NmsSpec(**nms))
+    return AnchorDeltas(num_classes=80, levels=levels, multi_label=multi_label, nms=NmsSpec(**nms))
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,7 @@ def pyramid(grids: tuple[int, ...], num_anchors: int = 9, num_classes: int = 80,
         (pyramid(RETINANET_GRIDS, pre_nms_top_k=5000), 3840),  # EfficientDet
         (pyramid(RETINANET_GRIDS, pre_nms_top_k=0), 3840),
         (pyramid((20,), pre_nms_top_k=3700), None),
+        (pyramid(RETINANET_GRIDS, 1, pre_nms_top_k=1000, top_k_scope="level", multi_label=True), 768),  # FCOS
         (pyramid(RETINANET_GRIDS, pre_nms_top_k=400, top_k_scope="class"), None),  # SSD: sorted class by class
         (pyramid(RETINANET_GRIDS, pre_nms_top_k=400, top_k_scope="class", class_agnostic=True), 48),
         (AnchorDeltas(num_classes=80, nms=NmsSpec(pre_nms_top_k=0, top_k_scope="class")), None),  # second stages
@@ -42,7 +43,7 @@ def test_what_tensorrt_can_sort(decode: AnchorDeltas, wanted: int | None, versio
 
 
 def test_the_oldest_sorts_no_integers() -> None:
-    """FCOS: 2,525 of 5 times 1,000 candidates can be sorted, but the body settles ties by whole numbers then."""
+    """2,525 of 5 times 1,000 candidates can be sorted, but the body settles ties by whole numbers then."""
     decode = pyramid(RETINANET_GRIDS, num_anchors=1, pre_nms_top_k=1000, top_k_scope="level")
     assert candidates_that_fit(decode, limits_of("8.5.3")) == 768
     assert candidates_that_fit(decode, limits_of("8.6.1")) is None
