@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from boxwright.bench import run as bench_run
 from boxwright.bench.candidate import Candidate, with_names
+from boxwright.bench.observer import Observer
 from boxwright.bench.report import write_report
 from boxwright.bench.results import BenchReport, Settings, load_report, save_report, to_json
-from boxwright.bench.run import BenchRun, Observer, run_benchmark
+from boxwright.bench.run import BenchRun, run_benchmark
 from boxwright.bench.run_state import RunState
 from boxwright.core.errors import DatasetError, InputError, OutputError
 from boxwright.core.files import cache_dir
@@ -153,7 +155,7 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(models: Path, dataset:
 
     listener = Listener()
     second = run_benchmark(candidates, dataset, settings=QUICK, observer=listener)
-    assert listener.notes == ["going on with an interrupted run: 1 launches are measured"]
+    assert listener.notes == ["going on with an interrupted run: measured are 1 launch, the mAP of 2 candidates"]
     assert not any(activity == "opening" for name, activity in listener.activities[:2])  # mAP is not measured again
     assert second.report.is_complete
     for before, after in zip(first.report.results, second.report.results, strict=True):
@@ -161,6 +163,32 @@ def test_an_interrupted_run_keeps_what_it_has_and_goes_on(models: Path, dataset:
         assert len(after.rounds_ms) == 2
         assert after.map == before.map
     assert list((tmp_path / "cache").rglob("state.json")) == []  # nothing is left behind
+
+
+def test_what_disturbed_the_first_part_of_a_run_is_in_its_report(
+    models: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = [candidate(models, "raw.onnx")]
+    monkeypatch.setattr(bench_run, "find_disturbances", lambda *_, **__: ("the fan stood still",))
+    listener = Listener(launches_until_interrupt=1)
+    first = run_benchmark(entry, dataset, settings=QUICK, observer=listener).report
+    assert listener.notes == ["what is measured is kept: the same command goes on from it"]
+    monkeypatch.setattr(bench_run, "find_disturbances", lambda *_, **__: ())
+    second = run_benchmark(entry, dataset, settings=QUICK).report
+    assert first.notes[0] == second.notes[0] == "the fan stood still"
+    assert len(second.notes) == 1 and second.is_noisy
+
+
+def test_a_run_that_ends_before_anything_is_measured_writes_no_report(models: Path, dataset: Dataset) -> None:
+    delivered: list[BenchRun] = []
+    listener = Listener(launches_until_interrupt=0)
+    settings = replace(QUICK, with_accuracy=False)
+    with pytest.raises(KeyboardInterrupt):
+        run_benchmark(
+            [candidate(models, "raw.onnx")], dataset, settings=settings, observer=listener, deliver=delivered.append
+        )
+    assert delivered == []
+    assert listener.notes == ["nothing was measured yet; no report is written"]
 
 
 def test_a_launch_that_is_cut_short_counts_as_far_as_it_got(models: Path, dataset: Dataset) -> None:

@@ -1,6 +1,7 @@
 """What `print_json` makes of the values that results are made of, and what `--imgsz` reads."""
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from boxwright.cli._options import parse_image_size
 from boxwright.cli._output import print_json
-from boxwright.core.errors import InputError
+from boxwright.core.errors import InputError, OutputError
 
 
 @dataclass(frozen=True)
@@ -55,3 +56,11 @@ def test_image_size(text: str, size_hw: tuple[int, int]) -> None:
 def test_image_size_refuses(text: str) -> None:
     with pytest.raises(InputError, match="416x640"):
         parse_image_size(text)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_behind_stdout_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with open("/dev/full", "w") as stream:  # closing it would fail where something was left to write
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(OutputError, match="No space left"):
+            print_json({"x": 1})

@@ -87,9 +87,10 @@ def to_markdown(report: BenchReport, *, plot_file: str | None = None) -> str:
 def summary_sentence(report: BenchReport) -> str:
     """What was measured on what, and which candidates are worth a choice."""
     front = ", ".join(f"**{point.name}** ({point.fps:.1f} FPS, AP {point.map:.4f})" for point in report.pareto)
-    data = report.data
+    data, count = report.data, len(report.results)
+    candidates = "1 candidate" if count == 1 else f"{count} candidates"
     return (
-        f"{len(report.results)} candidates on {data.path} ({data.split}: {data.num_images} images, {data.num_boxes} "
+        f"{candidates} on {data.path} ({data.split}: {data.num_images} images, {data.num_boxes} "
         f"boxes), on {report.machine.cpu_name}, {report.machine.num_cores} cores. "
         + (
             f"No other candidate beats these in both speed and AP: {front}."

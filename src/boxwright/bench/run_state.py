@@ -24,7 +24,7 @@ from boxwright.core.files import write_text
 
 _STATE_FILE, _LOCK_FILE = "state.json", "lock"
 # Rises when what is kept changes, so that no run goes on from what it cannot read.
-_STATE_VERSION = 2
+_STATE_VERSION = 3
 Json = dict[str, Any]
 
 
@@ -57,6 +57,7 @@ class RunState:
         accuracy: the reply to `open` of the process that ran over all images, of each candidate that has.
         launches: for each complete launch the record of each candidate that took part.
         throughput: the reply of each candidate that was searched.
+        disturbances: of what is measured, a sentence each.
         lock: held while the run is under way.
     """
 
@@ -64,6 +65,7 @@ class RunState:
     accuracy: dict[str, Json] = field(default_factory=dict)
     launches: list[dict[str, Json]] = field(default_factory=list)
     throughput: dict[str, Json] = field(default_factory=dict)
+    disturbances: list[str] = field(default_factory=list)
     lock: IO[str] | None = None
 
     @classmethod
@@ -86,16 +88,37 @@ class RunState:
             ) from error
         try:
             document = json.loads((directory / _STATE_FILE).read_text(encoding="utf-8"))
-            state = cls(directory, document["accuracy"], document["launches"], document["throughput"], lock)
+            state = cls(
+                directory,
+                accuracy=document["accuracy"],
+                launches=document["launches"],
+                throughput=document["throughput"],
+                disturbances=document["disturbances"],
+                lock=lock,
+            )
             state.accuracy = {name: reply for name, reply in state.accuracy.items() if state._has_detections(name)}
             return state
         except (OSError, ValueError, KeyError, TypeError):  # none, or one of another version
             return cls(directory, lock=lock)
 
     @property
+    def size(self) -> int:
+        """How many measurements there are."""
+        return len(self.accuracy) + len(self.launches) + len(self.throughput)
+
+    @property
     def is_empty(self) -> bool:
         """Whether nothing is measured yet."""
-        return not (self.accuracy or self.launches or self.throughput)
+        return self.size == 0
+
+    def describe(self) -> str:
+        """What is measured, in words."""
+        counts = (
+            ("{} launch", "{} launches", len(self.launches)),
+            ("the mAP of {} candidate", "the mAP of {} candidates", len(self.accuracy)),
+            ("the throughput of {} candidate", "the throughput of {} candidates", len(self.throughput)),
+        )
+        return ", ".join((one if count == 1 else many).format(count) for one, many, count in counts if count)
 
     def save(self) -> None:
         """Write the measurements.
@@ -103,7 +126,12 @@ class RunState:
         Raises:
             OutputError: where they cannot be written.
         """
-        document = {"accuracy": self.accuracy, "launches": self.launches, "throughput": self.throughput}
+        document = {
+            "accuracy": self.accuracy,
+            "launches": self.launches,
+            "throughput": self.throughput,
+            "disturbances": self.disturbances,
+        }
         write_text(self.directory / _STATE_FILE, json.dumps(document))
 
     def detections_path(self, name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,14 +21,19 @@ from boxwright.bench.accuracy import (
 )
 from boxwright.bench.candidate import Candidate, check_exists, with_names
 from boxwright.bench.candidate_process import CandidateError, CandidateProcess, TimeBudget
+from boxwright.bench.observer import Observer
 from boxwright.bench.results import Settings, Status
-from boxwright.bench.run import Observer
+from boxwright.bench.run_state import fingerprint
 from boxwright.bench.scenarios import ACCURACY_FILE, ScenarioSettings, metric_of, read_accuracy_log
+from boxwright.core.errors import DatasetError
 from boxwright.core.files import check_writable, write_text
 from boxwright.data.dataset import Dataset
+from boxwright.data.hashing import content_sha256 as data_sha256
 
 SCHEMA_VERSION = 1
 RESULTS_FILE = "scenarios.json"
+_KEPT_NOTE = "the candidates that are measured are kept: the same command goes on with the next one"
+_NOTHING_NOTE = "no candidate was measured yet"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,32 +114,57 @@ def run_scenarios(
     check_usable(dataset)
     check_exists(candidates)
     check_writable(out / RESULTS_FILE)
-    results = []
+    run_id = _run_id(candidates, dataset, scenario, settings)
+    results = _results_of_interrupted(out / RESULTS_FILE, run_id)
+    if results:
+        observer.note(f"going on with an interrupted run: {len(results)} of {len(candidates)} candidates are measured")
     observer.begin("scenario", len(candidates))
     for index, candidate in enumerate(with_names(candidates)):
+        if index < len(results):
+            continue
         observer.progress("scenario", candidate.name, scenario.scenario, index)
-        results.append(_run_candidate(candidate, dataset, out, scenario, settings))
+        try:
+            results.append(_run_candidate(candidate, dataset, out, scenario, settings))
+        except DatasetError as error:  # names that do not fit end a run of one; of several, each that fits is measured
+            if len(candidates) == 1:
+                raise
+            results.append(replace(_row_of(candidate, out, scenario), status="failed", reason=str(error)))
+        except KeyboardInterrupt:
+            observer.note(_KEPT_NOTE if results else _NOTHING_NOTE)
+            raise
         observer.progress("scenario", candidate.name, "done", index + 1)
-        document = {"schema_version": SCHEMA_VERSION, "scenarios": [asdict(row) for row in results]}
+        document = {
+            "schema_version": SCHEMA_VERSION,
+            "run_id": run_id,
+            "is_complete": len(results) == len(candidates),
+            "scenarios": [asdict(row) for row in results],
+        }
         write_text(out / RESULTS_FILE, json.dumps(document, indent=2) + "\n")
     return results
+
+
+def _run_id(candidates: Sequence[Candidate], dataset: Dataset, scenario: ScenarioSettings, settings: Settings) -> str:
+    """The same only where the same files are asked for the same images in the same way."""
+    asked = json.dumps(asdict(scenario), sort_keys=True)
+    content = f"{fingerprint(candidates, settings, data_sha256(dataset))} {asked}"
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _results_of_interrupted(path: Path, run_id: str) -> list[ScenarioResult]:
+    """What an interrupted run has measured: whole candidates, in their order; nothing where it was another run."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        if document["run_id"] != run_id or document["is_complete"]:
+            return []
+        return [ScenarioResult(**row) for row in document["scenarios"]]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or one of another version
+        return []
 
 
 def _run_candidate(
     candidate: Candidate, dataset: Dataset, out: Path, scenario: ScenarioSettings, settings: Settings
 ) -> ScenarioResult:
-    base = ScenarioResult(
-        name=candidate.name,
-        model=candidate.model_shown,
-        backend=candidate.backend or "auto",
-        device=candidate.device,
-        precision=candidate.precision,
-        num_threads=candidate.num_threads,
-        scenario=scenario.scenario,
-        status="measured",
-        streams=scenario.streams,
-        log_dir=str(out / _folder_name(candidate.name)),
-    )
+    base = _row_of(candidate, out, scenario)
     budget = TimeBudget(settings.time_limit_s)
     try:
         opened, details = _run_mode(candidate, dataset, out, scenario, settings, budget)
@@ -159,6 +190,22 @@ def _run_candidate(
         return replace(result, map=score(predictions, dataset).map, num_unreadable=len(predictions.unreadable))
     except CandidateError as error:
         return replace(base, status=error.status, reason=error.reason)
+
+
+def _row_of(candidate: Candidate, out: Path, scenario: ScenarioSettings) -> ScenarioResult:
+    """What is known of a candidate before it is asked."""
+    return ScenarioResult(
+        name=candidate.name,
+        model=candidate.model_shown,
+        backend=candidate.backend or "auto",
+        device=candidate.device,
+        precision=candidate.precision,
+        num_threads=candidate.num_threads,
+        scenario=scenario.scenario,
+        status="measured",
+        streams=scenario.streams,
+        log_dir=str(out / _folder_name(candidate.name)),
+    )
 
 
 def _run_mode(

@@ -26,6 +26,7 @@ from boxwright.bench.raw_engine import open_raw_engine
 from boxwright.core.errors import BoxwrightError, ImageError, MissingDependencyError, UnsupportedError
 from boxwright.core.files import atomic_file
 from boxwright.core.images import Image, read_image
+from boxwright.core.machine import num_usable_cores
 from boxwright.runtimes.detector import Detector
 
 Reply = dict[str, Any]
@@ -142,7 +143,7 @@ class Worker:
         found = search_throughput(
             self._open_detector,
             images,
-            num_cores=len(os.sched_getaffinity(0)),
+            num_cores=num_usable_cores(),
             num_threads=self._num_threads,
             streams=streams,
             trial_s=trial_s,
@@ -156,7 +157,7 @@ class Worker:
         scenario = ScenarioSettings(**settings)
         self._opened().close()
         # One stream leaves the threads to the engine or the user; several share the cores out.
-        shared = 0 if scenario.streams == 1 else max(1, len(os.sched_getaffinity(0)) // scenario.streams)
+        shared = 0 if scenario.streams == 1 else max(1, num_usable_cores() // scenario.streams)
         return run_loadgen(
             lambda: self._open_detector(self._num_threads or shared), image_paths, scenario, Path(log_dir)
         )

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from boxwright.bench.observer import Observer
 from boxwright.bench.report_markdown import number, part
 from boxwright.bench.results import short_name
-from boxwright.bench.run import Observer
 from boxwright.cli._output import stderr_console
 
 if TYPE_CHECKING:

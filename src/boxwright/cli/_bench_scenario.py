@@ -51,7 +51,7 @@ def run_scenario(
         AnswerIsNoError: where candidates could not be measured.
         InputError: where none could.
     """
-    from boxwright.bench.scenario_run import run_scenarios
+    from boxwright.bench.scenario_run import SCHEMA_VERSION, run_scenarios
     from boxwright.bench.scenarios import ScenarioSettings, parse_scenario
     from boxwright.cli._bench_display import BenchDisplay
     from boxwright.cli._bench_plan import prepare_candidates
@@ -72,7 +72,9 @@ def run_scenario(
         results = run_scenarios(candidates, dataset, folder, scenario=asked, settings=settings, observer=display)
     stderr_console().print(f"LoadGen's logs: {folder}", highlight=False, soft_wrap=True)
     if as_json:
-        print_json({"scenarios": [{**asdict(row), "result": row.verdict} for row in results]})
+        print_json(
+            {"schema_version": SCHEMA_VERSION, "scenarios": [{**asdict(row), "result": row.verdict} for row in results]}
+        )
     else:
         _print(results)
     _give_answer(results)

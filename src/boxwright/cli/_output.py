@@ -39,9 +39,18 @@ def print_json(document: Any) -> None:
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
+        _forget_unwritten(stream)
         raise OutputError(
             "stdout", expected="room for the JSON document", got=error.strerror or "none", fix="free some space"
         ) from error
+
+
+def _forget_unwritten(stream: TextIO) -> None:
+    """Let what a stream could not write go nowhere, so that closing it does not fail once more."""
+    with contextlib.suppress(OSError, ValueError):  # a stream without a descriptor keeps nothing back
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
 
 
 def stderr_console() -> Console:

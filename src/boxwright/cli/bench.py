@@ -170,7 +170,7 @@ def _run(
         display.stop()
         if as_json:
             print_json(to_jsonable(run.report))
-        elif any(row.status == "measured" for row in run.report.results):
+        elif any(row.latency_ms is not None or row.map is not None for row in run.report.results):
             _print_report(run.report)
         if out is not None:
             files = write_report(run, out)

@@ -92,7 +92,7 @@ def describe_machine() -> Machine:
         python=platform.python_version(),
         architecture=architecture,
         cpu_name=_cpu_name(cpuinfo),
-        num_cores=_num_usable_cores(),
+        num_cores=num_usable_cores(),
         memory_mb=_memory_mb(),
         cpu_features=parse_cpu_features(cpuinfo, architecture),
         gpus=gpus,
@@ -161,7 +161,8 @@ def _cpuinfo_field(cpuinfo: str, field: str) -> str | None:
     return None
 
 
-def _num_usable_cores() -> int:
+def num_usable_cores() -> int:
+    """CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
