@@ -18,12 +18,13 @@ import torch
 
 from boxwright.cli.main import main
 from boxwright.core.errors import AnswerIsNoError, BoxwrightError, InputError
-from boxwright.models import build_model, load_model
-from boxwright.models.common.registry import families
+from boxwright.models import build_model, darknet, load_model
+from boxwright.models.common.registry import NetworkFile, families
 from boxwright.training import TrainConfig, TrainResult, train
 from boxwright.training.config import Augmentation
 from boxwright.training.engine import choose_device, lightning_precision
 from boxwright.training.lightning_module import TrainingModule
+from region_cfg import region_cfg
 from tolerances import RESUMED_WEIGHTS
 
 SIZE_HW = (64, 96)
@@ -352,6 +353,23 @@ def test_a_frozen_backbone_stays_what_it_was(straight_run: TrainResult, shapes_d
     after = load_model(train(frozen, show_progress=False).last).module.state_dict()
     changed = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"neck", "head"}
+
+
+def test_the_file_of_a_network_is_opened_once(
+    shapes_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Path] = []
+    plain = darknet.open_network
+
+    def counted(path: Path) -> NetworkFile:
+        opened.append(path)
+        return plain(path)
+
+    monkeypatch.setattr(darknet, "open_network", counted)
+    cfg = tmp_path / "net.cfg"
+    cfg.write_text(region_cfg(size_hw=SIZE_HW, stride=16, classes=4, head_lines=""))
+    result = train(config(shapes_dir, tmp_path / "run", model=str(cfg), epochs=1, size_hw=None), show_progress=False)
+    assert opened == [cfg] and load_model(result.last).size_hw == SIZE_HW
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
