@@ -264,3 +264,28 @@ def test_of_many_pairs_neighbours_and_equals_are_told(tmp_path: Path) -> None:
     assert any(line.startswith("m4 and m5: the first is faster") for line in lines)
     assert not any(line.startswith("m0 and m5") for line in lines)
     assert lines[-1] == f"the other {21 - (len(lines) - 1)} pairs differ, and are in the JSON"
+
+
+def test_many_candidates_fit_a_narrow_page(tmp_path: Path) -> None:
+    """Names in the chart cover neither each other nor the edge, and every bar has a name."""
+    reason = missing_browser()
+    if reason:
+        pytest.skip(reason)
+    names = [f"a-model-of-some-name.onnx engine-{index}" for index in range(9)]
+    rows = [result_of(name, p50_ms=10.0 * 1.35**index, map_=0.3 + 0.01 * index) for index, name in enumerate(names)]
+    files = write_report(make_run(tmp_path)._replace(report=report_of(*rows)), tmp_path / "report")
+    with open_browser(tmp_path / "profile", width=500) as narrow:
+        narrow.open(files.page)
+        narrow.wait_for("return document.querySelectorAll('#scatter .point').length === 9")
+        assert narrow.run("return document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        boxes = narrow.run("""return [...document.querySelectorAll('#scatter .textpoint text')].map(
+            text => text.getBoundingClientRect()).map(box => [box.left, box.top, box.right, box.bottom])""")
+        assert 2 <= len(boxes) <= 9
+        assert all(box[0] >= 0 and box[2] <= 500 for box in boxes)
+        for index, one in enumerate(boxes):
+            for other in boxes[:index]:
+                assert one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+        ticks = "return [...document.querySelectorAll('#stages .ytick text')].map(text => text.textContent)"
+        assert narrow.run(ticks) == [f"{name[:10]}…{name[-9:]}" for name in reversed(names)]
+        legend = "return document.querySelectorAll('#distribution .legendtext').length"
+        assert narrow.run(legend) == 9

@@ -31,6 +31,13 @@
   }
   const fixed = (digits) => (value) => (value === null || value === undefined ? "–" : value.toFixed(digits));
 
+  const NAME_SIZE = 11;
+  const LABEL_FONT = "system-ui, Arial, sans-serif";
+  const ruler = document.createElement("canvas").getContext("2d");
+  ruler.font = `100px ${LABEL_FONT}`;
+  // In font sizes.
+  const textWidth = (text) => ruler.measureText(text).width / 100;
+
   // Tables -----------------------------------------------------------------------------------------------------------
 
   const isKnown = (value) => value !== null && value !== undefined && value !== false;
@@ -175,17 +182,21 @@
   function drawScatter(rows) {
     const points = rows.filter((row) => row.fps !== null && row.map !== null);
     const rates = points.map((row) => row.fps);
-    const middle = Math.max(...rates) / 2;
-    const traces = points.map((row, index) => ({
+    const isWide = rates.length > 0 && Math.max(...rates) > 8 * Math.min(...rates);
+    const [slowest, fastest] = rateRange(points, isWide);
+    const mapRange = paddedRange(points.map((row) => row.map));
+    const places = placeNames(points, isWide ? [slowest, fastest].map(Math.log10) : [slowest, fastest], mapRange,
+      isWide ? Math.log10 : (rate) => rate);
+    const traces = points.map((row) => ({
       type: "scatter",
-      mode: "markers+text",
+      mode: places.get(row.name) ? "markers+text" : "markers",
       name: row.name,
       x: [row.fps],
       y: [row.map],
       text: [escapeHtml(row.name)],
-      textposition: (index % 2 ? "bottom " : "top ") + (row.fps > middle ? "left" : "right"),
+      textposition: places.get(row.name) || "top right",
       cliponaxis: false,
-      textfont: { size: 11, color: colourOf(row.name) },
+      textfont: { size: NAME_SIZE, color: colourOf(row.name) },
       marker: { size: 11, color: colourOf(row.name), symbol: SYMBOLS[row.precision] || "circle" },
       error_x: {
         type: "data",
@@ -201,26 +212,76 @@
     }));
     const shown = new Set(points.map((row) => row.name));
     const front = report.pareto.filter((point) => shown.has(point.name)).sort((a, b) => a.fps - b.fps);
-    if (front.length > 1) {
+    if (front.length) {
+      // To the edges: to the left of and below the line nothing is worth a choice.
       traces.unshift({
         type: "scatter",
         mode: "lines",
         name: "Pareto front",
-        x: front.map((point) => point.fps),
-        y: front.map((point) => point.map),
+        x: [slowest, ...front.map((point) => point.fps), front[front.length - 1].fps],
+        y: [front[0].map, ...front.map((point) => point.map), mapRange[0]],
         line: { shape: "vh", dash: "dash", color: "#888888", width: 1.5 },
         hoverinfo: "skip",
       });
     }
-    const isWide = rates.length > 0 && Math.max(...rates) > 8 * Math.min(...rates);
     plot("scatter", traces, {
       showlegend: false,
       hovermode: "closest",
-      xaxis: { title: { text: "images a second, end to end, one at a time" }, type: isWide ? "log" : "linear",
-        rangemode: "tozero" },
-      yaxis: { title: { text: "COCO AP" }, tickformat: ".3f", range: paddedRange(points.map((row) => row.map)) },
+      xaxis: { title: { text: isNarrow() ? "images a second" : "images a second, end to end, one at a time" },
+        type: isWide ? "log" : "linear", range: isWide ? [slowest, fastest].map(Math.log10) : [slowest, fastest],
+        ...(isWide ? { tickvals: roundNumbers(slowest, fastest), tickformat: "~r" } : {}) },
+      yaxis: { title: { text: "COCO AP" }, tickformat: ".3f", range: mapRange },
     });
   }
+
+  // 1, 2, 5, 10 ... within a range.
+  function roundNumbers(low, high) {
+    const decades = Array.from({ length: 16 }, (_, index) => 10 ** (index - 6));
+    return decades.flatMap((decade) => [1, 2, 5].map((digit) => digit * decade)).filter((n) => n >= low && n <= high);
+  }
+
+  // Where the name of each point goes without covering another name or point: on the front first; one that has no room
+  // is left to the mouse.
+  function placeNames(points, rateRange, mapRange, scale) {
+    const [width, height] = [byId("scatter").clientWidth - LAYOUT.margin.l - LAYOUT.margin.r,
+      byId("scatter").clientHeight - LAYOUT.margin.t - LAYOUT.margin.b];
+    const pixels = points.map((row) => [
+      (width * (scale(row.fps) - rateRange[0])) / (rateRange[1] - rateRange[0]),
+      height * (1 - (row.map - mapRange[0]) / (mapRange[1] - mapRange[0])),
+    ]);
+    const taken = pixels.map(([x, y]) => [x - 7, y - 7, x + 7, y + 7]);
+    const places = new Map();
+    const order = [...points.keys()].sort((a, b) => frontNames.has(points[b].name) - frontNames.has(points[a].name));
+    for (const index of order) {
+      const [x, y] = pixels[index];
+      const [wide, high] = [textWidth(points[index].name) * NAME_SIZE + 4, NAME_SIZE + 6];
+      for (const place of ["top right", "bottom right", "top left", "bottom left", "top center", "bottom center"]) {
+        const left = place.endsWith("right") ? x + 4 : place.endsWith("left") ? x - 4 - wide : x - wide / 2;
+        const top = place.startsWith("top") ? y - 4 - high : y + 4;
+        const isInside = left >= 0 && left + wide <= width && top >= -LAYOUT.margin.t && top + high <= height;
+        const box = [left, top, left + wide, top + high];
+        const covers = (other, at) => at !== index && box[0] < other[2] && other[0] < box[2] && box[1] < other[3] &&
+          other[1] < box[3];
+        if (isInside && !taken.some(covers)) {
+          places.set(points[index].name, place);
+          taken.push(box);
+          break;
+        }
+      }
+    }
+    return places;
+  }
+
+  // Room for the intervals, and for names beside the points.
+  function rateRange(points, isWide) {
+    if (!points.length) return [0, 1];
+    const rates = points.map((row) => row.fps);
+    if (isWide) return [Math.min(...rates) / 1.5, Math.max(...rates) * 2];
+    const most = Math.max(...points.map((row) => 1000 / row.latency_ms.p50_low));
+    return [0, Math.max(1.15 * Math.max(...rates), 1.03 * Math.min(most, 2 * Math.max(...rates)))];
+  }
+
+  const isNarrow = () => document.documentElement.clientWidth < 600;
 
   function paddedRange(values) {
     const [low, high] = [Math.min(...values), Math.max(...values)];
@@ -241,9 +302,27 @@
         hovertemplate: `${escapeHtml(row.name)}<br>%{y:.0%} within %{x:.2f} ms<extra></extra>`,
       }));
     plot("distribution", traces, {
+      ...roomForLegend("distribution", 270, traces.map((trace) => trace.name)),
       xaxis: { title: { text: "ms an image" }, rangemode: "tozero" },
       yaxis: { title: { text: "share of images" }, tickformat: ".0%", range: [0, 1.02] },
     });
+  }
+
+  // A chart that is as high as its plot and the lines of its legend.
+  function roomForLegend(id, plotHeight, names) {
+    const width = byId(id).clientWidth - LAYOUT.margin.l - LAYOUT.margin.r;
+    const widest = Math.max(0, ...names.map((name) => textWidth(name))) * LAYOUT.legend.font.size + 50;
+    const lines = Math.ceil(names.length / Math.max(1, Math.floor(width / widest)));
+    const legendHeight = 20 * Math.max(1, lines);
+    byId(id).style.height = `${plotHeight + 60 + legendHeight}px`;
+    return { height: plotHeight + 60 + legendHeight, legend: { ...LAYOUT.legend, maxheight: legendHeight + 20 } };
+  }
+
+  const MOST_SIGNS = 20;
+  // Both ends of a name tell it apart: the file, and its engine and precision.
+  function shortened(name) {
+    if (!isNarrow() || name.length <= MOST_SIGNS) return name;
+    return `${name.slice(0, MOST_SIGNS / 2)}…${name.slice(1 - MOST_SIGNS / 2)}`;
   }
 
   function drawStages(rows) {
@@ -252,15 +331,21 @@
       type: "bar",
       orientation: "h",
       name: stage,
-      y: timed.map((row) => escapeHtml(row.name)),
+      y: timed.map((row) => row.name),
       x: timed.map((row) => row.stages_ms[stage]),
       marker: { color: STAGE_COLOURS[stage] },
-      hovertemplate: `%{y}<br>${stage} %{x:.2f} ms<extra></extra>`,
+      customdata: timed.map((row) => escapeHtml(row.name)),
+      hovertemplate: `%{customdata}<br>${stage} %{x:.2f} ms<extra></extra>`,
     }));
+    const height = Math.max(300, 26 * timed.length + 80);
+    byId("stages").style.height = `${height}px`;
     plot("stages", traces, {
+      height,
+      showlegend: false, // beside long names there is no room for it
       barmode: "stack",
       xaxis: { title: { text: "ms an image" } },
-      yaxis: { automargin: true },
+      yaxis: { automargin: true, tickvals: timed.map((row) => row.name),
+        ticktext: timed.map((row) => escapeHtml(shortened(row.name))) },
     });
   }
 
@@ -278,6 +363,7 @@
         hovertemplate: `${escapeHtml(row.name)}<br>recall %{x:.2f}, precision %{y:.3f}<extra></extra>`,
       }));
     plot("curves", traces, {
+      ...roomForLegend("curves", 270, traces.map((trace) => trace.name)),
       xaxis: { title: { text: "recall" }, range: [0, 1.01] },
       yaxis: { title: { text: "precision" }, range: [0, 1.02] },
     });
@@ -305,8 +391,9 @@
       showscale: false,
       hovertemplate: "annotated: %{y}<br>detected: %{x}<br>%{customdata} (%{z:.0%})<extra></extra>",
     };
-    // High enough for the name of every class.
+    // High and wide enough for the name of every class; where it is wider than the page it scrolls.
     byId("confusion").style.height = `${Math.max(340, 15 * lines.length + 150)}px`;
+    byId("confusion").style.minWidth = `${13 * columns.length + 150}px`;
     const dtick = 1;
     plot("confusion", [trace], {
       xaxis: { title: { text: "detected" }, type: "category", automargin: true, dtick, tickfont: { size: 11 } },
@@ -364,10 +451,12 @@
         stroke: colour, "stroke-width": stroke });
       const label = score === null ? name : `${name} ${score.toFixed(2)}`;
       const baseline = Math.max(top - size * 0.25, size);
-      const plate = svgElement("rect", { x: left - stroke / 2, y: baseline - size * 0.95, fill: colour,
-        width: label.length * size * 0.56 + size * 0.4, height: size * 1.2 });
-      const words = svgElement("text", { x: left + size * 0.2, y: baseline, "font-size": size,
-        fill: colour === TRUTH_COLOUR ? "#000000" : "#ffffff", "font-family": "system-ui, Arial, sans-serif" });
+      const plateWidth = textWidth(label) * size + size * 0.4;
+      const plateLeft = Math.max(0, Math.min(left - stroke / 2, width - plateWidth)); // inside the picture
+      const plate = svgElement("rect", { x: plateLeft, y: baseline - size * 0.95, fill: colour, width: plateWidth,
+        height: size * 1.2 });
+      const words = svgElement("text", { x: plateLeft + size * 0.2, y: baseline, "font-size": size,
+        fill: colour === TRUTH_COLOUR ? "#000000" : "#ffffff", "font-family": LABEL_FONT });
       words.textContent = label;
       drawing.append(box, plate, words);
     }
@@ -417,6 +506,11 @@
     fillList("method", data.method);
     fillList("pairs", data.pairs.length ? data.pairs : ["Fewer than two candidates have a latency."]);
     byId("command").textContent = report.command;
+    byId("stage-key").replaceChildren(...Object.entries(STAGE_COLOURS).map(([stage, colour]) => {
+      const entry = element("span", stage, "key");
+      entry.style.setProperty("--key", colour);
+      return entry;
+    }));
     options("curve-class", data.curve_keys.map((key, index) => [key, index === 0 ? "mean of all classes" : key]));
     options("confusion-candidate", Object.keys(data.confusion).map((name) => [name, name]));
     byId("curve-class").addEventListener("change", draw);
