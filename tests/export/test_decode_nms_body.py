@@ -69,7 +69,7 @@ def decode_nms_model(
     has_priors = "priors" in arrays
     _, num_anchors, num_classes = arrays["class_logits"].shape
     function = decode_nms_function(
-        attributes, has_priors=has_priors, num_pairs=num_anchors * num_classes if inline else None, opset=opset
+        attributes, has_priors=has_priors, logits_shape=(num_anchors, num_classes) if inline else None, opset=opset
     )
     inputs = []
     for name in input_names(attributes, has_priors=has_priors):

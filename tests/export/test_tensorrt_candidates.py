@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from boxwright.core.decode_nms_attributes import DecodeNmsAttributes
 from boxwright.core.decode_spec import AnchorDeltas, AnchorLevel, NmsSpec
+from boxwright.export.decode_nms.function import sorts_in_float
 from boxwright.export.tensorrt_candidates import candidates_that_fit
 from boxwright.export.tensorrt_limits import limits_of
 
@@ -47,3 +50,14 @@ def test_the_oldest_sorts_no_integers() -> None:
     decode = pyramid(RETINANET_GRIDS, num_anchors=1, pre_nms_top_k=1000, top_k_scope="level")
     assert candidates_that_fit(decode, limits_of("8.5.3")) == 768
     assert candidates_that_fit(decode, limits_of("8.6.1")) is None
+
+
+def test_classes_that_are_sorted_one_by_one_are_counted_one_by_one() -> None:
+    """The second stage of an R-CNN: a thousand regions of 81 classes, which TensorRT 8.5 must sort in float32."""
+    attributes = DecodeNmsAttributes(
+        box_coding="anchor_delta", score_activation="softmax", background_class=0, multi_label=True, pre_nms_top_k=0,
+        top_k_scope="class", max_detections=100,
+    )  # fmt: skip
+    assert sorts_in_float(attributes, 1000, 81)
+    assert not sorts_in_float(attributes, 5000, 81)
+    assert not sorts_in_float(replace(attributes, class_agnostic=True), 1000, 81)

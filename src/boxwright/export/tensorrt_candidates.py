@@ -26,7 +26,7 @@ def candidates_that_fit(decode: DecodeSpec, limits: ParserLimits) -> int | None:
     groups = _groups(attributes, num_anchors, decode.num_logits)
     limit = attributes.pre_nms_top_k
     num_sorted = sum(min(size, limit) if limit else size for size in groups)
-    counts_exactly = limits.sorts_integers or sorts_in_float(attributes, num_anchors * decode.num_logits)
+    counts_exactly = limits.sorts_integers or sorts_in_float(attributes, num_anchors, decode.num_logits)
     return None if num_sorted <= limits.largest_k and counts_exactly else limits.largest_k // len(groups)
 
 

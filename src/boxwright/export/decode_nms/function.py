@@ -40,18 +40,21 @@ def input_names(attributes: DecodeNmsAttributes, *, has_priors: bool) -> tuple[s
 
 
 def decode_nms_function(
-    attributes: DecodeNmsAttributes, *, has_priors: bool, num_pairs: int | None = None, opset: int = OLDEST_OPSET
+    attributes: DecodeNmsAttributes,
+    *,
+    has_priors: bool,
+    logits_shape: tuple[int, int] | None = None,
+    opset: int = OLDEST_OPSET,
 ) -> ir.Function:
     """The local function that does what DecodeNMS does with these attributes, in standard operators.
 
-    It takes any batch size and, unless `num_pairs` is given, any number of anchors and classes.
+    It takes any batch size and, unless `logits_shape` is given, any number of anchors and classes.
 
     Args:
         attributes: of the operator.
         has_priors: whether there is an input `priors`.
-        num_pairs: anchors times classes, where they are known: TensorRT 8.5 needs to sort in float32, which a number
-            of pairs that float32 cannot count does not allow, and OpenVINO sorts in int32, for which the keys of many
-            pairs are split.
+        logits_shape: anchors and classes, where they are known: TensorRT 8.5 needs to sort in float32, which more
+            than float32 can count does not allow, and OpenVINO sorts in int32, for which the keys of many are split.
         opset: of the operators, 17 or newer.
 
     Raises:
@@ -66,8 +69,8 @@ def decode_nms_function(
         )
     names = input_names(attributes, has_priors=has_priors)
     inputs = {name: ir.Value(name=name) for name in names}
-    most_sorted = None if num_pairs is None else _most_sorted(attributes, num_pairs)
-    is_exact = num_pairs is not None and sorts_in_float(attributes, num_pairs)
+    most_sorted = None if logits_shape is None else _most_sorted(attributes, *logits_shape)
+    is_exact = logits_shape is not None and sorts_in_float(attributes, *logits_shape)
     key_type = ir.DataType.FLOAT if is_exact else ir.DataType.INT64
     builder = DecodeNmsBuilder(attributes, key_type=key_type, opset=opset, most_sorted=most_sorted)
     outputs = _body(builder, inputs)
@@ -94,11 +97,11 @@ def call_decode_nms(
     """
     has_priors = "priors" in operands
     shape = operands["class_logits"].shape
-    num_pairs = None
+    logits_shape = None
     if shape is not None and isinstance(shape[1], int) and isinstance(shape[2], int):
-        num_pairs = shape[1] * shape[2]
+        logits_shape = shape[1], shape[2]
     function = decode_nms_function(
-        attributes, has_priors=has_priors, num_pairs=num_pairs, opset=model.graph.opset_imports[""]
+        attributes, has_priors=has_priors, logits_shape=logits_shape, opset=model.graph.opset_imports[""]
     )
     function.overload += suffix
     node = ir.node(
@@ -134,19 +137,22 @@ def overload_name(attributes: DecodeNmsAttributes, *, has_priors: bool) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def sorts_in_float(attributes: DecodeNmsAttributes, num_pairs: int) -> bool:
-    """Whether float32 can count what is sorted, of so many anchors times classes."""
-    return max(num_pairs, _most_sorted(attributes, num_pairs) ** 2) <= EXACT_IN_FLOAT
+def sorts_in_float(attributes: DecodeNmsAttributes, num_anchors: int, num_classes: int) -> bool:
+    """Whether float32 can count what is sorted, of so many anchors and classes, the background counted."""
+    greatest = max(num_anchors * num_classes, _most_sorted(attributes, num_anchors, num_classes) ** 2)
+    return greatest <= EXACT_IN_FLOAT
 
 
-def _most_sorted(attributes: DecodeNmsAttributes, num_pairs: int) -> int:
+def _most_sorted(attributes: DecodeNmsAttributes, num_anchors: int, num_classes: int) -> int:
     """The most candidates that are sorted at once."""
-    groups = 1
+    available, groups = num_anchors * num_classes, 1
     if attributes.top_k_scope == "level":
         groups = len(attributes.level_sizes)
     elif attributes.top_k_scope == "class" and (attributes.class_agnostic or attributes.overlap == "diou"):
-        groups = num_pairs
-    kept = min(num_pairs, groups * (attributes.pre_nms_top_k or num_pairs))
+        groups = available
+    elif attributes.top_k_scope == "class":  # each class by itself
+        available = num_anchors
+    kept = min(available, groups * (attributes.pre_nms_top_k or available))
     return max(kept, attributes.max_detections)
 
 
