@@ -93,7 +93,7 @@ def check_manifest(path: Path) -> None:
     assert any(name.endswith(": fp32") for name in record.latency_ms or {})
     in_float = set(record.layers_in_float)
     quantized = {
-        node.name
+        node.name.removesuffix("_fine_input").removesuffix("_fine_weight")
         for node in proto.graph.node
         if node.op_type == "Conv" and node.input[1] not in {tensor.name for tensor in proto.graph.initializer}
     }
@@ -140,7 +140,7 @@ def test_other_images_to_choose_on(tmp_path: Path, model: Path, data: Path) -> N
 def test_a_budget_that_cannot_be_met(
     tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("boxwright.calibration.budget.POINTS_PER_DISAGREEMENT", 1e9)
+    monkeypatch.setattr("boxwright.calibration.budget._POINTS_ON_THE_AVERAGE", 1e9)
     folder = tmp_path / "files"
     wishes = ["--max-drop", "0.1", "--engines", "onnxruntime"]
     assert main(arguments(model, data, folder / "m.onnx", *wishes)) == 3

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from boxwright.calibration.agreement import Agreement
-from boxwright.calibration.budget import POINTS_PER_DISAGREEMENT, Budget
+from boxwright.calibration.budget import Budget, feared_drop
 from boxwright.calibration.budget_files import name_files, plan_files
+from boxwright.calibration.budget_words import advice
 from boxwright.calibration.evaluation import Evaluation
 from boxwright.calibration.evaluation_store import EvaluationStore
 from boxwright.calibration.float_model import Layer
 from boxwright.calibration.paired_map import PairedDifference
 from boxwright.calibration.recipe import Recipe
-from boxwright.calibration.search import Search, SearchResult
+from boxwright.calibration.search import WANTED_SHARE, Search, SearchResult
 from boxwright.calibration.variant import Variant
 from boxwright.core.errors import UnsupportedError
 
@@ -74,12 +75,19 @@ class FakeEvaluator:
     method: str = "entropy"
     int8_speed: float = 3.0
     bf16_speed: float = 1.5
+    fine_speed: float = 0.5
     seconds: float = 0.0
     model: FakeModel = field(default_factory=FakeModel)
     asked: list[Variant] = field(default_factory=list)
 
     def evaluate(
-        self, variant: Variant, choice: FakeChoice, *, with_map: bool = False, with_latency: bool = False
+        self,
+        variant: Variant,
+        choice: FakeChoice,
+        *,
+        with_map: bool = False,
+        with_latency: bool = False,
+        is_simulated: bool = False,
     ) -> Evaluation:
         if variant.precision == "fp16":
             raise UnsupportedError("fp16", expected="another precision", got="fp16", fix="pass another")
@@ -90,8 +98,13 @@ class FakeEvaluator:
         # Ranges of another kind than the best double all damage.
         worse = 1.0 if recipe is None or recipe.method.kind == self.method else 2.0
         bf16 = 0.12 if variant.precision == "bf16" else 0.0
-        damage = math.sqrt(sum((worse * DAMAGES[name]) ** 2 for name in quantized) + bf16**2)
+        fine = frozenset() if recipe is None else recipe.fine_layers
+        finest = frozenset() if recipe is None else recipe.finest_layers
+        squares = {name: (worse * DAMAGES[name]) ** 2 for name in quantized}
+        squares |= {name: 0.25 * squares[name] for name in fine} | {name: 0.02 * squares[name] for name in finest}
+        damage = math.sqrt(sum(squares.values()) + bf16**2)
         speeds = {name: self.int8_speed if name in quantized else 1.0 for name in DAMAGES}
+        speeds |= dict.fromkeys(fine, self.fine_speed) | dict.fromkeys(finest, self.fine_speed / 1.5)
         if bf16:
             speeds = {name: max(speed, self.bf16_speed) for name, speed in speeds.items()}
         latency = FLOAT_MS * sum(MACS[name] / speeds[name] for name in MACS) / sum(MACS.values())
@@ -135,16 +148,38 @@ def float_layers(result: SearchResult) -> set[str]:
 
 @pytest.mark.parametrize(
     ("allowed_damage", "returned"),
-    [(0.2, set()), (0.12, {"dw"}), (0.06, {"dw", "b"}), (0.03, {"dw", "b", "d"}), (0.016, {"dw", "b", "d", "a"})],
+    [(0.2, set()), (0.12, {"dw"}), (0.06, {"dw", "b"}), (0.03, {"dw", "b", "d"}), (0.02, {"dw", "b", "d", "a"})],
 )
 def test_the_fewest_layers_return_the_most_harmful_first(allowed_damage: float, returned: set[str]) -> None:
-    result = searched(FakeEvaluator(), POINTS_PER_DISAGREEMENT * allowed_damage)
+    result = searched(FakeEvaluator(), feared_drop(allowed_damage), engine="onnxruntime")
     assert float_layers(result) == returned
     chosen = result.chosen()
     assert chosen is not None and chosen.variant.recipe is not None
     assert chosen.variant.recipe.method.kind == "entropy"  # the sweep found it
     assert result.recommended() is chosen
     assert [entry.layer for entry in result.sensitivities] == list(DAMAGES)
+
+
+def test_layers_that_run_several_times_on_integers_take_the_place_of_float() -> None:
+    result = searched(FakeEvaluator(), feared_drop(0.03))
+    chosen, recommended = result.chosen(), result.recommended()
+    assert chosen is not None and chosen.variant.recipe is not None and recommended is not None
+    assert chosen.int8_share == pytest.approx(0.85)
+    assert chosen.variant.recipe.float_layers == {"dw", "b", "a"}
+    assert "d" in chosen.variant.recipe.fine_layers | chosen.variant.recipe.finest_layers
+    assert chosen.latency_ms == min(
+        trial.latency_ms for trial in result.quantized if trial.holds and trial.int8_share >= WANTED_SHARE
+    )
+    # With more in float it is faster here, which is said.
+    assert recommended.int8_share < WANTED_SHARE and recommended.latency_ms < chosen.latency_ms
+    words = advice(result, Budget(max_drop=feared_drop(0.03)))
+    assert "with 75 % of the work on integers instead of 85 %" in words
+
+
+def test_engines_that_fuse_all_between_layers_know_no_finer_forms() -> None:
+    result = searched(FakeEvaluator(fine_speed=2.0), feared_drop(0.03), engine="onnxruntime")
+    recipes = [trial.variant.recipe for trial in result.quantized]
+    assert recipes and all(recipe is not None and not recipe.fine_layers for recipe in recipes)
 
 
 def test_each_step_says_what_it_won() -> None:
@@ -155,24 +190,24 @@ def test_each_step_says_what_it_won() -> None:
 
 
 def test_int8_that_is_slower_is_chosen_but_not_recommended() -> None:
-    result = searched(FakeEvaluator(int8_speed=0.5), 1.0)
+    result = searched(FakeEvaluator(int8_speed=0.5), feared_drop(0.17))
     chosen, recommended = result.chosen(), result.recommended()
     assert chosen is not None and chosen.variant.recipe is not None
     assert recommended is not None and recommended.variant == Variant(engine="openvino", precision="bf16")
     # More in float is faster then, and that was tried too.
-    assert chosen.latency_ms == min(trial.latency_ms for trial in result.quantized if trial.holds)
+    assert any(trial.int8_share < WANTED_SHARE for trial in result.quantized if trial.holds)
 
 
 def test_what_is_left_in_float_may_run_in_bf16() -> None:
-    result = searched(FakeEvaluator(), POINTS_PER_DISAGREEMENT * 0.18)
+    result = searched(FakeEvaluator(), feared_drop(0.18))
     chosen = result.chosen()
     assert chosen is not None and chosen.variant.precision == "bf16"
 
 
 def test_no_form_is_good_enough() -> None:
-    result = searched(FakeEvaluator(), POINTS_PER_DISAGREEMENT * 0.005)
+    result = searched(FakeEvaluator(), feared_drop(0.005), engine="onnxruntime")
     assert result.chosen() is None
-    best = result.best(Budget(max_drop=POINTS_PER_DISAGREEMENT * 0.005))
+    best = result.best(Budget(max_drop=feared_drop(0.005)))
     assert best is not None and best.variant.recipe is not None
     assert len(best.variant.recipe.float_layers) == len(DAMAGES) - 1
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from boxwright.calibration.budget import Budget
 from boxwright.calibration.budget_images import SearchImages
 from boxwright.calibration.images import FEWEST_IMAGES
-from boxwright.calibration.search import SearchResult
+from boxwright.calibration.search import SearchResult, Trial
 from boxwright.calibration.variant import Variant
 
 
@@ -23,13 +23,19 @@ def advice(search: SearchResult, budget: Budget) -> str:
             f"run the float model ({against})"
         )
     line = f"{search.engine}: INT8 takes {chosen.latency_ms:.2f} ms, against {against}"
-    if fastest is None or fastest.variant == chosen.variant:
-        options = "" if chosen.variant.precision == "fp32" else f" with --precision {chosen.variant.precision}"
-        return f"{line}; run the INT8 file{options}"
-    if fastest.variant.recipe is None:
-        options = "" if fastest.variant.precision == "fp32" else f" with --precision {fastest.variant.precision}"
-        return f"{line}; INT8 is not faster here: run the float model{options}"
+    best_float = min((trial for trial in floats if trial.holds), key=lambda trial: trial.latency_ms)
+    if best_float.latency_ms < chosen.latency_ms:
+        line += f"; INT8 is not faster here: run the float model{_options(best_float)}"
+    else:
+        line += f"; run the INT8 file{_options(chosen)}"
+    if fastest is not None and fastest.variant.recipe is not None and fastest.variant != chosen.variant:
+        share = f"{100 * fastest.int8_share:.0f} % of the work on integers instead of {100 * chosen.int8_share:.0f} %"
+        line += f" (with {share} it would be {fastest.latency_ms:.2f} ms)"
     return line
+
+
+def _options(trial: Trial) -> str:
+    return "" if trial.variant.precision == "fp32" else f" with --precision {trial.variant.precision}"
 
 
 def _label(variant: Variant) -> str:
@@ -49,10 +55,10 @@ def failure(searches: Sequence[SearchResult], budget: Budget, *, is_written: boo
             )
             continue
         lost = 100 * best.evaluation.difference.drop
-        expected = budget.expected_drop(best.evaluation)
+        feared = budget.feared_drop(best.evaluation)
         parts.append(
             f"{search.engine}: the best is {best.variant.name!r}, which lost {lost:.2f} points "
-            f"({expected:.2f} to be expected on other images) at {best.latency_ms:.2f} ms"
+            f"({feared:.2f} to be feared on other images) at {best.latency_ms:.2f} ms"
         )
     written = "written all the same" if is_written else "nothing written; pass --allow-worse to write it"
     return f"the budget of {budget.max_drop:g} points cannot be met: {'; '.join(parts)}; {written}"

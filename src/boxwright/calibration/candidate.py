@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import onnx
 import onnx_ir as ir
 
 from boxwright.calibration.float_model import FloatModel, Layer
-from boxwright.calibration.layer_quantization import InputQuantization, quantize_input, quantize_weights
+from boxwright.calibration.layer_quantization import (
+    InputQuantization,
+    in_two_steps,
+    quantize_input,
+    quantize_weights,
+    quantize_weights_twice,
+)
 from boxwright.calibration.qdq import QuantizedLayer, insert_qdq
 from boxwright.calibration.qdq_fused import fused_tensors, insert_fused
 from boxwright.calibration.recipe import Recipe
@@ -16,8 +23,8 @@ from boxwright.calibration.repairs import RepairContext, repairs
 from boxwright.calibration.sessions import Tensors
 from boxwright.calibration.statistics import Statistics
 
-# Of so many settings the numbers of all layers are kept: the four folds of one, and a few beside.
-_MOST_SETTINGS = 6
+# Of so many settings the numbers of all layers are kept: the four folds of one, in one step and in two.
+_MOST_SETTINGS = 8
 # Makes the network's inputs of the calibration images anew, those of a fold left out.
 Batches = Callable[[int | None], Iterator[tuple[Tensors, int]]]
 
@@ -60,19 +67,32 @@ class Quantizer:
         model = ir.from_proto(proto)
         layers = self._numbers(recipe, leave_out)
         chosen = {layer.name: layers[layer.name] for layer in self.quantized(recipe)}
+        if (recipe.fine_layers | recipe.finest_layers) & chosen.keys():
+            fine = self._numbers(in_two_steps(recipe), leave_out, is_fine=True)
+            chosen |= {name: fine[name] for name in recipe.fine_layers & chosen.keys()}
+            chosen |= {
+                name: self._with_fine_weights(fine[name], recipe, leave_out)
+                for name in recipe.finest_layers & chosen.keys()
+            }
         if recipe.rules.style == "fused":
             insert_fused(model, chosen, lambda tensor: self._quantize_tensor(tensor, recipe, leave_out))
         else:
             insert_qdq(model, chosen)
         return ir.to_proto(model)
 
-    def _numbers(self, recipe: Recipe, leave_out: int | None) -> dict[str, QuantizedLayer]:
+    def _with_fine_weights(self, quantized: QuantizedLayer, recipe: Recipe, leave_out: int | None) -> QuantizedLayer:
+        layer = quantized.layer
+        histograms = self._statistics.of(layer.input_name, leave_out)
+        return replace(quantized, weight=quantize_weights_twice(layer, histograms, quantized.input, recipe))
+
+    def _numbers(self, recipe: Recipe, leave_out: int | None, *, is_fine: bool = False) -> dict[str, QuantizedLayer]:
         """Of all quantizable layers, also of those that stay in float: which these are must not change the others."""
-        self._forget_all_but(self._settings(recipe, leave_out))
-        layers = {layer.name: self._quantize(layer, recipe, leave_out) for layer in self.quantizable(recipe)}
+        settings = self._settings(recipe, leave_out, is_fine)
+        self._forget_all_but(settings)
+        layers = {layer.name: self._quantize(layer, recipe, leave_out, is_fine) for layer in self.quantizable(recipe)}
         if not recipe.repairs:
             return layers
-        key = (recipe.repairs, *self._settings(recipe, leave_out))
+        key = (recipe.repairs, *settings)
         if key not in self._repaired:
             self._repaired[key] = self._repair(layers, recipe, leave_out)
         return self._repaired[key]
@@ -104,8 +124,8 @@ class Quantizer:
             layers = known[name].run(layers, context)
         return layers
 
-    def _quantize(self, layer: Layer, recipe: Recipe, leave_out: int | None) -> QuantizedLayer:
-        settings = self._settings(recipe, leave_out)
+    def _quantize(self, layer: Layer, recipe: Recipe, leave_out: int | None, is_fine: bool) -> QuantizedLayer:
+        settings = self._settings(recipe, leave_out, is_fine)
         key = (layer.name, *settings)
         if key not in self._layers:
             histograms = self._statistics.of(layer.input_name, leave_out)
@@ -116,7 +136,7 @@ class Quantizer:
                     for other in self.quantizable(recipe)
                     if (other.input_name, other.kind) == (layer.input_name, layer.kind)
                 ]
-                self._inputs[input_key] = quantize_input(readers, histograms, recipe)
+                self._inputs[input_key] = quantize_input(readers, histograms, recipe, is_fine=is_fine)
             quantization = self._inputs[input_key]
             self._layers[key] = QuantizedLayer(
                 layer=layer, input=quantization, weight=quantize_weights(layer, histograms, quantization, recipe)
@@ -130,7 +150,7 @@ class Quantizer:
             self._inputs[key] = quantize_input((), self._statistics.of(tensor, leave_out), recipe)
         return self._inputs[key]
 
-    def _settings(self, recipe: Recipe, leave_out: int | None) -> tuple[object, ...]:
+    def _settings(self, recipe: Recipe, leave_out: int | None, is_fine: bool = False) -> tuple[object, ...]:
         # With predictions a tensor may have more readers, whose weights have a say in its factors.
         return (
             recipe.rules,
@@ -138,6 +158,7 @@ class Quantizer:
             recipe.migration,
             recipe.corrects_bias,
             recipe.quantizes_predictions,
+            is_fine,
             leave_out,
         )
 

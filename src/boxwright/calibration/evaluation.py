@@ -9,14 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 
 from boxwright.bench.accuracy import match_classes, to_dataset_classes
 from boxwright.calibration.agreement import Agreement, compare_detections
 from boxwright.calibration.candidate import Quantizer
-from boxwright.calibration.choice import ChoiceFold, ChoiceSet
+from boxwright.calibration.choice import ChoiceFold, ChoiceSet, PreparedBatch
 from boxwright.calibration.float_model import FloatModel
+from boxwright.calibration.head_noise import HeadReader, SureCandidates, total_noise
 from boxwright.calibration.paired_map import MatchedDetections, PairedDifference, compare, match_detections
-from boxwright.calibration.sessions import Tensors
+from boxwright.calibration.sessions import Tensors, open_session
 from boxwright.calibration.stopwatch import measure_in_turns
 from boxwright.calibration.variant import Variant
 from boxwright.core.detections import Detections
@@ -32,11 +34,13 @@ class Evaluation:
 
     Attributes:
         agreement: with the float model's detections.
+        head_noise: mean squared error of boxes and relative scores before NMS, see `head_noise`; None where unknown.
         difference: in mAP to the float model; None where it was not asked for.
         latency_ms: of the engine alone, an image, up to the raw heads; None where it was not asked for.
     """
 
     agreement: Agreement
+    head_noise: float | None = None
     difference: PairedDifference | None = None
     latency_ms: float | None = None
 
@@ -59,12 +63,19 @@ class Evaluator:
             score_threshold=_SCORE_THRESHOLD,
             iou_threshold=model.manifest.iou_threshold,
         )
-        self._references: dict[tuple[str, int], list[Detections]] = {}
+        self._heads = HeadReader(model.manifest)
+        self._references: dict[tuple[str, int], tuple[list[Detections], list[SureCandidates]]] = {}
         self._matched: dict[tuple[str, int], MatchedDetections] = {}
         self._float_ms: dict[str, float] = {}
 
     def evaluate(
-        self, variant: Variant, choice: ChoiceSet, *, with_map: bool = False, with_latency: bool = False
+        self,
+        variant: Variant,
+        choice: ChoiceSet,
+        *,
+        with_map: bool = False,
+        with_latency: bool = False,
+        is_simulated: bool = False,
     ) -> Evaluation:
         """Measure a variant.
 
@@ -73,22 +84,34 @@ class Evaluator:
             choice: the images.
             with_map: whether the difference in mAP is wanted.
             with_latency: whether the time is.
+            is_simulated: the quantized model is run as it is written, rounding and then computing in float, rather than
+                by its engine, which takes seconds to make its own graph of it; not for forms of another precision.
         """
+        open_form = self._simulated if is_simulated else self.opened
+        reference, candidates = self._reference(variant.engine, choice, is_simulated=is_simulated)
         found: list[Detections] = []
+        errors: list[tuple[float, float]] = []
         latency_ms = None
         for index, fold in enumerate(choice.folds):
-            with self.opened(variant, fold.leave_out) as backend:
-                found += self._detect(backend, fold)
-                if with_latency and index == 0:
+            with open_form(variant, fold.leave_out) as backend:
+                for outputs, batch in self._run(backend, fold):
+                    found += self._postprocess(outputs, batch.transforms)
+                    for row in range(len(batch.samples)):
+                        errors.append(self._heads.errors(candidates[len(errors)], outputs, row))
+                if with_latency and index == 0 and not isinstance(backend, _Simulation):
                     latency_ms = self._time(backend, variant, fold.batches[0].inputs())
-        reference = self._reference(variant.engine, choice)
         difference = None
         if with_map:
             key = (variant.engine, len(choice.samples))
             if key not in self._matched:
                 self._matched[key] = self._match(choice, reference)
             difference = compare(self._matched[key], self._match(choice, found))
-        return Evaluation(agreement=compare_detections(reference, found), difference=difference, latency_ms=latency_ms)
+        return Evaluation(
+            agreement=compare_detections(reference, found),
+            head_noise=total_noise(errors),
+            difference=difference,
+            latency_ms=latency_ms,
+        )
 
     def time_in_turns(self, variants: Sequence[Variant], choice: ChoiceSet, *, rounds: int) -> list[float]:
         """Milliseconds an image of several variants, all opened at once and taking turns."""
@@ -96,6 +119,14 @@ class Evaluator:
         with _all(self.opened(variant, None) for variant in variants) as backends:
             times = measure_in_turns(backends, inputs, rounds=rounds)
         return [milliseconds / len(inputs["images"]) for milliseconds in times]
+
+    @contextmanager
+    def _simulated(self, variant: Variant, leave_out: int | None) -> Iterator[Backend | _Simulation]:
+        recipe = variant.recipe
+        proto = self.model.raw_proto
+        if recipe is not None:
+            proto = self._quantizer.build(recipe, raw=True, leave_out=leave_out)
+        yield _Simulation(proto, num_threads=self._num_threads)
 
     @contextmanager
     def opened(self, variant: Variant, leave_out: int | None) -> Iterator[Backend]:
@@ -112,19 +143,28 @@ class Evaluator:
             ) as backend:
                 yield backend
 
-    def _detect(self, backend: Backend, fold: ChoiceFold) -> list[Detections]:
-        found: list[Detections] = []
+    def _run(
+        self, backend: Backend | _Simulation, fold: ChoiceFold
+    ) -> Iterator[tuple[dict[str, np.ndarray], PreparedBatch]]:
+        """The raw heads of each batch."""
         for batch in fold.batches:
-            outputs = backend.run(_fitting(backend, batch.inputs()))
-            found += self._postprocess(_finite(outputs), batch.transforms)
-        return found
+            yield _finite(backend.run(_fitting(backend, batch.inputs()))), batch
 
-    def _reference(self, engine: str, choice: ChoiceSet) -> list[Detections]:
-        """What the float model finds, on that engine."""
-        key = (engine, len(choice.samples))
+    def _reference(
+        self, engine: str, choice: ChoiceSet, *, is_simulated: bool
+    ) -> tuple[list[Detections], list[SureCandidates]]:
+        """What the float model finds, on that engine, after NMS and before."""
+        key = ("" if is_simulated else engine, len(choice.samples))
         if key not in self._references:
-            with self.opened(Variant(engine=engine), None) as backend:
-                self._references[key] = [item for fold in choice.folds for item in self._detect(backend, fold)]
+            open_form = self._simulated if is_simulated else self.opened
+            found: list[Detections] = []
+            candidates: list[SureCandidates] = []
+            with open_form(Variant(engine=engine), None) as backend:
+                for fold in choice.folds:
+                    for outputs, batch in self._run(backend, fold):
+                        found += self._postprocess(outputs, batch.transforms)
+                        candidates += [self._heads.candidates(outputs, row) for row in range(len(batch.samples))]
+            self._references[key] = found, candidates
         return self._references[key]
 
     def _match(self, choice: ChoiceSet, found: Sequence[Detections]) -> MatchedDetections:
@@ -143,8 +183,23 @@ class Evaluator:
         return own / float_ms * self._float_ms[variant.engine] / images
 
 
-def _fitting(backend: Backend, inputs: Tensors) -> Tensors:
+class _Simulation:
+    """A model run node by node."""
+
+    def __init__(self, proto: onnx.ModelProto, *, num_threads: int) -> None:
+        self._session = open_session(proto, num_threads=num_threads, optimize=False)
+        self._inputs = {item.name for item in self._session.get_inputs()}
+        self._outputs = [item.name for item in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        given = {name: array for name, array in inputs.items() if name in self._inputs}
+        return dict(zip(self._outputs, self._session.run(self._outputs, given), strict=True))
+
+
+def _fitting(backend: Backend | _Simulation, inputs: Tensors) -> Tensors:
     """The inputs that a model declares, in its types."""
+    if isinstance(backend, _Simulation):
+        return dict(inputs)
     return {
         name: array.astype(backend.inputs[name].dtype, copy=False)
         for name, array in inputs.items()
@@ -154,7 +209,10 @@ def _fitting(backend: Backend, inputs: Tensors) -> Tensors:
 
 def _finite(outputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Raw heads as they are; kept apart so that a broken variant finds nothing rather than failing."""
-    return {name: np.nan_to_num(array) if array.dtype.kind == "f" else array for name, array in outputs.items()}
+    return {
+        name: np.nan_to_num(array.astype(np.float32, copy=False)) if array.dtype.kind == "f" else array
+        for name, array in outputs.items()
+    }
 
 
 @contextmanager

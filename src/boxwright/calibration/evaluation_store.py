@@ -16,7 +16,7 @@ from boxwright.calibration.evaluation import Evaluation
 from boxwright.calibration.paired_map import PairedDifference
 
 # To be raised whenever the same recipe gives other numbers than before.
-_VERSION = 1
+_VERSION = 2
 
 
 class EvaluationStore:
@@ -76,6 +76,7 @@ def _evaluation(data: dict[str, Any]) -> Evaluation:
     return Evaluation(
         agreement=Agreement(**data["agreement"]),
         difference=None if difference is None else PairedDifference(**difference),
+        head_noise=data["head_noise"],
         latency_ms=data["latency_ms"],
     )
 

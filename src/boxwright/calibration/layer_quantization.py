@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from boxwright.calibration.float_model import Layer
 from boxwright.calibration.histograms import BIN_MIDDLES, BIN_WIDTHS, ChannelHistograms, DoubleArray
 from boxwright.calibration.placement import ActivationType
-from boxwright.calibration.ranges import choose_range
+from boxwright.calibration.ranges import RangeMethod, choose_range
 from boxwright.calibration.recipe import Recipe
 from boxwright.core.boxes import FloatArray
 
@@ -20,23 +20,38 @@ _LARGEST_WEIGHT = 127
 # A quiet channel is amplified by at most this much against the loudest.
 _LARGEST_AMPLIFICATION = 1000.0
 _CHANNEL_QUANTILE = 0.9999
+# The second step covers one of the first to either side.
+_FINE_STEPS = 127
+# In two steps there is room for images that go beyond the range seen.
+_FINE_HEADROOM = 2.0
+_FINE_MIGRATION = 0.3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InputQuantization:
     """How an activation tensor becomes integers: round(x / factors / scale) + zero_point.
 
+    In two steps, what that leaves over becomes integers too, of a scale that is finer by as much as these can tell:
+    the layer runs twice and the results are added, which is as good as 16 bits on hardware that knows 8.
+
     Attributes:
         factors: (C,) float32, or None for ones.
         scale: of the divided tensor.
         zero_point: in the range of the type.
         activation_type: of the integers.
+        fine_scale: of the second step; None where there is one step.
     """
 
     factors: FloatArray | None
     scale: float
     zero_point: int
     activation_type: ActivationType
+    fine_scale: float | None = None
+
+    @property
+    def step(self) -> float:
+        """By what two values must differ to be told apart."""
+        return self.scale if self.fine_scale is None else self.fine_scale
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -53,35 +68,55 @@ class WeightQuantization:
         values: int8, in the shape of `Layer.weight`.
         scales: (O,) float32.
         bias_change: (O,) float32.
+        fine_values: int8, what rounding left over in steps of `fine_scales`; None where that is let go.
     """
 
     values: NDArray[np.int8]
     scales: FloatArray
     bias_change: FloatArray
+    fine_values: NDArray[np.int8] | None = None
+
+    @property
+    def fine_scales(self) -> FloatArray:
+        """(O,) of what is left over, which is at most half a step."""
+        result: FloatArray = self.scales / np.float32(2 * _LARGEST_WEIGHT)
+        return result
 
 
-def quantize_input(layers: Sequence[Layer], histograms: ChannelHistograms, recipe: Recipe) -> InputQuantization:
+def in_two_steps(recipe: Recipe) -> Recipe:
+    """The same recipe for inputs in two steps: nothing need be clipped, and the weights alone are left to be eased."""
+    return replace(recipe, method=RangeMethod(kind="minmax"), migration=_FINE_MIGRATION)
+
+
+def quantize_input(
+    layers: Sequence[Layer], histograms: ChannelHistograms, recipe: Recipe, *, is_fine: bool = False
+) -> InputQuantization:
     """Choose the scale of a tensor for the layers of one kind that read it.
 
     Args:
         layers: all of them, also those that stay in float, so that the choice does not hang on which do.
         histograms: of the tensor.
         recipe: of the quantization.
+        is_fine: whether in two steps, for which the recipe should be one of `in_two_steps`.
     """
     factors = _channel_factors(layers, histograms, recipe)
     low, high = choose_range(histograms.distribution(factors), recipe.method)
+    if is_fine:
+        low, high = _FINE_HEADROOM * low, _FINE_HEADROOM * high
     kind = recipe.rules.activation_type
     if kind == "int8":
         scale, zero_point = max(-low, high) / 127, 0
     else:
         scale = (high - low) / 255
         zero_point = round(-low / scale) if scale > 0 else 0
+    # A tensor that was always zero needs some scale.
+    scale = float(np.float32(scale)) if scale > 1e-12 else 1.0
     return InputQuantization(
         factors=None if factors is None else factors.astype(np.float32),
-        # A tensor that was always zero needs some scale.
-        scale=float(np.float32(scale)) if scale > 1e-12 else 1.0,
+        scale=scale,
         zero_point=zero_point,
         activation_type=kind,
+        fine_scale=float(np.float32(scale / _FINE_STEPS)) if is_fine else None,
     )
 
 
@@ -107,6 +142,21 @@ def quantize_weights(
     return WeightQuantization(values=values.astype(np.int8), scales=scales, bias_change=change)
 
 
+def quantize_weights_twice(
+    layer: Layer, histograms: ChannelHistograms, quantization: InputQuantization, recipe: Recipe
+) -> WeightQuantization:
+    """Round a layer's weights, and what that leaves over too; arguments as of `quantize_weights`."""
+    once = quantize_weights(layer, histograms, quantization, recipe)
+    weight = scaled_weight(layer, quantization.factors)
+    by_output = (-1, *[1] * (weight.ndim - 1))
+    rest = (weight - once.values * once.scales.reshape(by_output)) / once.fine_scales.reshape(by_output)
+    change = np.zeros(len(weight), dtype=np.float32)
+    if recipe.corrects_bias:
+        change = find_bias_change(layer, weight, weight, histograms, quantization)
+    fine = np.clip(np.round(rest), -_LARGEST_WEIGHT, _LARGEST_WEIGHT).astype(np.int8)
+    return replace(once, bias_change=change, fine_values=fine)
+
+
 def scaled_weight(layer: Layer, factors: FloatArray | None) -> FloatArray:
     """The weights that give the same result on an input divided by `factors` (C,)."""
     if factors is None:
@@ -128,8 +178,8 @@ def mean_error(histograms: ChannelHistograms, quantization: InputQuantization) -
     low, high = quantization.bounds
     clipped = np.clip(middles, low, high)
     # Rounding errors within a bin wider than a step cancel out; those of narrower bins are as at their middle.
-    rounded = np.round(clipped / quantization.scale) * quantization.scale
-    errors = np.where(widths > quantization.scale, clipped, rounded) - middles
+    rounded = np.round(clipped / quantization.step) * quantization.step
+    errors = np.where(widths > quantization.step, clipped, rounded) - middles
     masses = histograms.counts[channels, bins].astype(np.float64)
     sums = np.bincount(channels, weights=errors * masses, minlength=histograms.num_channels)
     result: DoubleArray = sums / np.maximum(histograms.counts.sum(axis=1, dtype=np.float64), 1)

@@ -16,6 +16,8 @@ class Recipe:
         rules: of the engine that it is for.
         method: of the activations' ranges.
         float_layers: names of the layers that stay in float.
+        fine_layers: names of those whose input is quantized in two steps, see `InputQuantization`.
+        finest_layers: names of those whose weights are too.
         migration: exponent with which a channel's magnitude moves from the activations into the weights of dense
             layers and products, 0 to 1; None leaves them. Depthwise layers take all of it where the engine rescales
             channels: there it costs the weights nothing.
@@ -27,6 +29,8 @@ class Recipe:
     rules: EngineRules = PORTABLE
     method: RangeMethod = field(default_factory=RangeMethod)
     float_layers: frozenset[str] = frozenset()
+    fine_layers: frozenset[str] = frozenset()
+    finest_layers: frozenset[str] = frozenset()
     migration: float | None = 0.5
     corrects_bias: bool = True
     quantizes_predictions: bool = False
@@ -41,6 +45,8 @@ class Recipe:
                 parts.append(f"migration {self.migration:g}")
         if self.corrects_bias:
             parts.append("bias corrected")
+        if self.fine_layers or self.finest_layers:
+            parts.append(f"{len(self.fine_layers)} layers run twice, {len(self.finest_layers)} three times")
         if self.quantizes_predictions:
             parts.append("predictions too")
         parts += [name.replace("_", " ") for name in self.repairs]

@@ -66,6 +66,7 @@ def _search(search: SearchResult) -> dict[str, Any]:
                 "precision_of_the_rest": trial.variant.precision,
                 "holds": trial.holds,
                 "is_chosen": trial is chosen,
+                "quantized_share": round(trial.int8_share, 4),
                 **_measured(trial),
             }
             for trial in search.trials
@@ -75,6 +76,7 @@ def _search(search: SearchResult) -> dict[str, Any]:
                 "layer": entry.layer,
                 "kind": entry.kind,
                 "damage": round(entry.damage, 5),
+                "noise": entry.noise,
                 "box_change": round(entry.box_change, 5),
                 "score_change": round(entry.score_change, 5),
                 "macs": entry.macs,

@@ -12,20 +12,18 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from boxwright.calibration.budget import Budget
 from boxwright.calibration.candidate import Quantizer
 from boxwright.calibration.choice import ChoiceSet
 from boxwright.calibration.engines import other_precisions
 from boxwright.calibration.evaluation import Evaluation, Evaluator
 from boxwright.calibration.evaluation_store import EvaluationStore
-from boxwright.calibration.float_model import Layer
+from boxwright.calibration.ladder import Rung, climb, float_ladder, integer_ladder
 from boxwright.calibration.placement import rules_for
 from boxwright.calibration.ranges import RangeMethod
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.repairs import repairs
-from boxwright.calibration.sensitivity import LayerSensitivity, measure_sensitivity
+from boxwright.calibration.sensitivity import LayerSensitivity, harm_of_layers, measure_sensitivity
 from boxwright.calibration.variant import Variant
 from boxwright.core.errors import UnsupportedError
 
@@ -48,9 +46,11 @@ _METHODS = (
     RangeMethod(kind="mse"),
 )
 _MIGRATIONS = (0.3, 0.7, None)
-# A layer in float costs at least as much time as this part of all multiplications takes.
-_LEAST_PRICE = 0.002
 _MOST_EXTENSIONS = 6
+# Few images may flatter: on these a form must keep within this part of the budget.
+_RANKING_MARGIN = 0.85
+# Who asks for INT8 wants most of the work done in it, where the engine can do that within the budget.
+WANTED_SHARE = 0.8
 
 
 class _TimeIsUpError(Exception):
@@ -69,11 +69,13 @@ class Trial:
         variant: what it is.
         evaluation: with the difference in mAP and the time.
         holds: whether it is within the budget.
+        int8_share: of all multiplications before the raw heads, those of layers that are quantized.
     """
 
     variant: Variant
     evaluation: Evaluation
     holds: bool
+    int8_share: float = 0.0
 
     @property
     def latency_ms(self) -> float:
@@ -127,8 +129,10 @@ class SearchResult:
         return [trial for trial in self.trials if trial.variant.recipe is not None]
 
     def chosen(self) -> Trial | None:
-        """The fastest INT8 form within the budget."""
-        return min((trial for trial in self.quantized if trial.holds), key=lambda trial: trial.latency_ms, default=None)
+        """The fastest INT8 form within the budget, of those with most of the work on integers where there are any."""
+        holding = [trial for trial in self.quantized if trial.holds]
+        wanted = [trial for trial in holding if trial.int8_share >= WANTED_SHARE] or holding
+        return min(wanted, key=lambda trial: trial.latency_ms, default=None)
 
     def best(self, budget: Budget) -> Trial | None:
         """The INT8 form that is over the budget by least."""
@@ -207,12 +211,16 @@ class Search:
         )
         recipe = self._improve("cheap repairs", recipe, self._cheap_repairs(recipe))
         self._try(Variant(engine=self._engine, recipe=recipe))  # so that there is one, should the time be up
-        order = self._order_of_return(replace(recipe, float_layers=frozenset()))
+        harms = self._harms(replace(recipe, float_layers=frozenset()))
         for name in self._worthwhile_repairs():
             recipe = self._improve(
                 f"repair {name.replace('_', ' ')}", recipe, [replace(recipe, repairs=(*recipe.repairs, name))]
             )
-        self._return_layers(recipe, order)
+        if recipe.rules.style == "inputs":
+            # Only there may a layer run several times.
+            ladder = integer_ladder(self._layers, harms, self._macs, least_share=WANTED_SHARE)
+            self._climb(recipe, ladder, explores=False)
+        self._climb(recipe, float_ladder(self._layers, harms, self._macs), explores=True)
 
     def _try_float_forms(self) -> None:
         precisions = ("fp32", *other_precisions(self._engine))
@@ -254,11 +262,8 @@ class Search:
             self._progress(f"{self._engine}: {what}", index + 1, len(others))
         return best
 
-    def _order_of_return(self, recipe: Recipe) -> list[str]:
-        """Layers by the damage that they do for each multiplication that they save, the worst first.
-
-        Errors of different layers are as good as independent: their squares add up.
-        """
+    def _harms(self, recipe: Recipe) -> dict[str, float]:
+        """What each layer adds to the error."""
         found = self.result.sensitivities
         part = self._part.part(_SENSITIVITY_IMAGES)
         now = time.monotonic()
@@ -266,62 +271,59 @@ class Search:
         measured = measure_sensitivity(
             Variant(engine=self._engine, recipe=recipe),
             self._layers,
-            evaluate=lambda variant: self._evaluate(variant, part, deadline=enough if found else self._deadline),
+            evaluate=lambda variant: self._evaluate(
+                variant, part, is_simulated=True, deadline=enough if found else self._deadline
+            ),
             macs=lambda layer: self._macs[layer.name],
         )
         with contextlib.suppress(_EnoughTimeError):
             for entry in measured:
                 found.append(entry)
                 self._progress(f"{self._engine}: sensitivity of layers", len(found), len(self._layers))
-        damages = {entry.layer: entry.damage for entry in found}
-        least = _LEAST_PRICE * sum(self._macs.values())
+        return harm_of_layers(found, self._layers)
 
-        def harm_for_price(layer: Layer) -> float:
-            # A layer that there was no time for is taken for a middling one of its kind.
-            usual = float(np.median([entry.damage for entry in found if entry.kind == layer.kind] or [0.0]))
-            return damages.get(layer.name, usual) ** 2 / (self._macs[layer.name] + least)
-
-        return [layer.name for layer in sorted(self._layers, key=harm_for_price, reverse=True)]
-
-    def _return_layers(self, recipe: Recipe, order: list[str]) -> None:
-        """Try forms with ever more layers in float, and narrow down where the budget begins to hold."""
-        count = self._fewest_by_agreement(recipe, order)
+    def _climb(self, recipe: Recipe, ladder: list[Rung], *, explores: bool) -> None:
+        """Try forms that are ever nearer to float, narrow down where the budget begins to hold, and look around."""
+        count = self._fewest_by_agreement(recipe, ladder)
+        most = len(ladder) - 1  # one layer at least stays quantized
         tried: dict[int, Trial] = {}
 
         def attempt(size: int) -> Trial:
             if size not in tried:
                 self._progress(f"{self._engine}: candidates", len(tried), len(tried) + 3)
-                tried[size] = self._try(self._with_float(recipe, order[:size]))
+                tried[size] = self._try(self._after(recipe, ladder[:size]))
             return tried[size]
 
         trial = attempt(count)
         for _ in range(_MOST_EXTENSIONS):
-            if trial.holds or count == len(order) - 1:
+            if trial.holds or count == most:
                 break
-            count = min(len(order) - 1, count + max(1, (len(order) - count) // 5))
+            count = min(most, count + max(1, (most - count) // 5))
             trial = attempt(count)
-        # Between: whether fewer, or more, in float are faster is for the clock to say.
-        for size in sorted({0, count // 2, count * 3 // 4, (count + len(order)) // 2} - tried.keys()):
+        # Whether fewer, or more, in float are faster is for the clock to say.
+        around = {0, count // 2, count * 3 // 4, (count + len(ladder)) // 2} if explores else set()
+        for size in sorted(around - tried.keys()):
             attempt(size)
         if trial.holds:
             self._try_predictions(trial.variant)
             self._try_other_remainders(trial.variant)
         self._progress(f"{self._engine}: candidates", len(tried), len(tried))
 
-    def _fewest_by_agreement(self, recipe: Recipe, order: list[str]) -> int:
-        """By bisection on the ranking images: how many layers must be in float."""
-        low, high = -1, len(order) - 1  # one layer at least stays quantized
+    def _fewest_by_agreement(self, recipe: Recipe, ladder: list[Rung]) -> int:
+        """By bisection on the ranking images: how many steps it takes."""
+        low, high = -1, len(ladder) - 1  # one layer at least stays quantized
         steps = max(1, high.bit_length())
         for step in range(steps + 1):
             if high - low <= 1:
                 break
             middle = (low + high) // 2
-            variant = self._with_float(recipe, order[:middle])
-            if self._budget.expected_drop(self._evaluate(variant, self._part)) <= self._budget.max_drop:
+            variant = self._after(recipe, ladder[:middle])
+            feared = self._budget.feared_drop(self._evaluate(variant, self._part))
+            if feared <= _RANKING_MARGIN * self._budget.max_drop:
                 high = middle
             else:
                 low = middle
-            self._progress(f"{self._engine}: layers to return", step + 1, steps + 1)
+            self._progress(f"{self._engine}: layers to better", step + 1, steps + 1)
         return high
 
     def _try_predictions(self, variant: Variant) -> None:
@@ -336,14 +338,14 @@ class Search:
         for precision in other_precisions(self._engine):
             other = replace(variant, precision=precision)
             try:
-                expected = self._budget.expected_drop(self._evaluate(other, self._part))
+                feared = self._budget.feared_drop(self._evaluate(other, self._part))
             except UnsupportedError:
                 continue
-            if expected <= 1.5 * self._budget.max_drop:
+            if feared <= 1.5 * self._budget.max_drop:
                 self._try(other)
 
-    def _with_float(self, recipe: Recipe, names: list[str]) -> Variant:
-        return Variant(engine=self._engine, recipe=replace(recipe, float_layers=frozenset(names)))
+    def _after(self, recipe: Recipe, rungs: list[Rung]) -> Variant:
+        return Variant(engine=self._engine, recipe=climb(recipe, rungs))
 
     def _rank(self, recipe: Recipe) -> Evaluation:
         return self._evaluate(Variant(engine=self._engine, recipe=recipe), self._part)
@@ -352,15 +354,37 @@ class Search:
         """Measure a variant in full and keep it."""
         evaluation = self._evaluate(variant, self._choice, in_full=True)
         is_float = variant == Variant(engine=self._engine)
-        trial = Trial(variant=variant, evaluation=evaluation, holds=is_float or self._budget.holds(evaluation))
+        trial = Trial(
+            variant=variant,
+            evaluation=evaluation,
+            holds=is_float or self._budget.holds(evaluation),
+            int8_share=self._int8_share(variant),
+        )
         self.result.trials.append(trial)
         return trial
 
+    def _int8_share(self, variant: Variant) -> float:
+        total = sum(self._macs.values())
+        if variant.recipe is None or not total:
+            return 0.0
+        quantized = self._quantizer.quantizable(variant.recipe)
+        return (
+            sum(self._macs[layer.name] for layer in quantized if layer.name not in variant.recipe.float_layers) / total
+        )
+
     def _evaluate(
-        self, variant: Variant, choice: ChoiceSet, *, in_full: bool = False, deadline: float | None = None
+        self,
+        variant: Variant,
+        choice: ChoiceSet,
+        *,
+        in_full: bool = False,
+        is_simulated: bool = False,
+        deadline: float | None = None,
     ) -> Evaluation:
         """What is known of a variant, else measured where there is time, of a part of the search or all of it."""
         key = {"variant": variant.key(), "num_images": len(choice.samples), "in_full": in_full}
+        if is_simulated:
+            key["is_simulated"] = True
         known = self._store.get(key)
         if known is not None:
             return known
@@ -368,6 +392,8 @@ class Search:
             raise _TimeIsUpError
         if deadline is not None and time.monotonic() > deadline:
             raise _EnoughTimeError
-        found = self._evaluator.evaluate(variant, choice, with_map=in_full, with_latency=in_full)
+        found = self._evaluator.evaluate(
+            variant, choice, with_map=in_full, with_latency=in_full, is_simulated=is_simulated
+        )
         self._store.put(key, found)
         return found

@@ -35,6 +35,10 @@ class Variant:
         if self.recipe.quantizes_predictions:
             parts.append("predictions too")
         parts += [name.replace("_", " ") for name in self.recipe.repairs]
+        if self.recipe.fine_layers:
+            parts.append(f"{len(self.recipe.fine_layers)} twice")
+        if self.recipe.finest_layers:
+            parts.append(f"{len(self.recipe.finest_layers)} thrice")
         if self.recipe.float_layers:
             parts.append(f"{len(self.recipe.float_layers)} layers float")
         return ", ".join(parts)
@@ -51,6 +55,8 @@ class Variant:
                 "rules": repr(recipe.rules),
                 "method": str(recipe.method),
                 "float_layers": sorted(recipe.float_layers),
+                "fine_layers": sorted(recipe.fine_layers),
+                "finest_layers": sorted(recipe.finest_layers),
                 "migration": recipe.migration,
                 "corrects_bias": recipe.corrects_bias,
                 "quantizes_predictions": recipe.quantizes_predictions,

@@ -155,7 +155,7 @@ def _as_integers_stand(columns: FloatArray, quantization: InputQuantization) -> 
     if quantization.factors is not None:
         columns = columns / quantization.factors[:, None, None]
     low, high = quantization.bounds
-    scale = np.float32(quantization.scale)
+    scale = np.float32(quantization.step)
     result: FloatArray = (np.round(np.clip(columns, low, high) / scale) * scale).astype(np.float32)
     return result
 
