@@ -106,3 +106,14 @@ def test_notes_say_why_times_may_not_compare() -> None:
         "iou was 0.7 and is 0.65",
         "the new run was disturbed",
     )
+
+
+def test_notes_say_what_was_not_compared() -> None:
+    old = replace(report_of(base()), is_complete=False)
+    new = report_of(replace(base(), map=None, map50=None, accuracy=None))
+    comparison = compare_reports(old, new)
+    assert comparison.regressions == ()
+    assert comparison.notes == (
+        f"{base().name}: its AP was measured before and is not now; only times are compared",
+        "the old run was cut short",
+    )

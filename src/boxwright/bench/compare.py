@@ -136,6 +136,13 @@ def _notes(old: BenchReport, new: BenchReport) -> tuple[str, ...]:
         before, after = getattr(old.settings, setting), getattr(new.settings, setting)
         if before != after:
             notes.append(f"{setting} was {before:g} and is {after:g}")
+    measured_before = {key for key, row in _by_key(old.results).items() if row.map is not None}
+    notes += [
+        f"{row.name}: its AP was measured before and is not now; only times are compared"
+        for key, row in _by_key(new.results).items()
+        if key in measured_before and row.map is None and row.status == "measured"
+    ]
+    notes += [f"the {age} run was cut short" for age, report in (("old", old), ("new", new)) if not report.is_complete]
     notes += [f"the {age} run was disturbed" for age, report in (("old", old), ("new", new)) if report.is_noisy]
     return tuple(notes)
 
