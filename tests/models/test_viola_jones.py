@@ -10,6 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from boxwright.core.errors import InputError
+from boxwright.models.classical import viola_jones
 from boxwright.models.classical.cascade import Cascade, Stage, Stump, write_cascade
 from boxwright.models.classical.haar_features import (
     IntegralWindows,
@@ -175,6 +176,22 @@ def test_the_same_seed_gives_the_same_cascade() -> None:
 
 
 FLAT = np.full((30, 30), 100, np.uint8)
+
+
+def test_boosting_in_portions_gives_what_boosting_at_once_gives(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(4)
+    images = backgrounds(random, 3)
+    # Crosses, and background that is to be told from background: that takes many stumps.
+    positives = np.concatenate(
+        [np.stack([cross(random) for _ in range(20)]), random_windows(images, (HEIGHT, WIDTH), 40, random)]
+    )
+    settings = CascadeSettings(
+        num_stages=1, num_features=60, num_negatives=300, max_stumps=40, max_false_positive_rate=1e-9, seed=2
+    )
+    in_portions = train_cascade(positives, images, settings)
+    monkeypatch.setattr(viola_jones, "_growing_budgets", lambda most: [most])
+    at_once = train_cascade(positives, images, settings)
+    assert len(in_portions.stages[0].stumps) > 8 and in_portions == at_once
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ Source: Viola and Jones, Rapid Object Detection using a Boosted Cascade of Simpl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -21,6 +21,7 @@ from boxwright.models.classical.windows import check_windows, random_windows
 # Windows expected among those drawn for a stage where the cascade has just reached its target: enough to tell.
 _WINDOWS_AT_TARGET = 20
 _WINDOWS_A_DRAW = 512
+_FIRST_BUDGET = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,27 @@ def _train_stage(
     """The shortest stage that keeps enough positives and lets few enough negatives pass."""
     table = IntegralWindows(np.concatenate([positives, negatives])).table(cascade.features)  # (N, F)
     is_positive = np.arange(len(table)) < len(positives)
-    stumps = _boost(table, is_positive, settings)
+    for most_stumps in _growing_budgets(settings.max_stumps):
+        stumps = _boost(table, is_positive, most_stumps, settings.seed)
+        stage, report = _shortest_stage(table, is_positive, stumps, settings, share)
+        if report.false_positive_rate <= settings.max_false_positive_rate:
+            break
+    return stage, report
+
+
+def _growing_budgets(most: int) -> Iterator[int]:
+    """Numbers of stumps to try; most stages need a few, and scikit-learn fits as many as it is told."""
+    budget = _FIRST_BUDGET
+    while budget < most:
+        yield budget
+        budget *= 2
+    yield most
+
+
+def _shortest_stage(
+    table: FloatArray, is_positive: NDArray[np.bool_], stumps: list[Stump], settings: CascadeSettings, share: float
+) -> tuple[Stage, StageReport]:
+    """The fewest of these stumps that let few enough negatives pass; all, where none do."""
     sums = np.zeros(len(table), dtype=np.float64)
     stage = report = None
     for count, stump in enumerate(stumps, start=1):
@@ -182,16 +203,14 @@ def _train_stage(
     return stage, report
 
 
-def _boost(table: FloatArray, is_positive: NDArray[np.bool_], settings: CascadeSettings) -> list[Stump]:
+def _boost(table: FloatArray, is_positive: NDArray[np.bool_], most_stumps: int, seed: int) -> list[Stump]:
     """AdaBoost's stumps in their order; fewer stumps are a prefix of more."""
     try:
         from sklearn.ensemble import AdaBoostClassifier  # type: ignore[import-untyped]
         from sklearn.tree import DecisionTreeClassifier  # type: ignore[import-untyped]
     except ImportError as error:
         raise MissingDependencyError("scikit-learn", extra="train", needed_for="train_cascade") from error
-    ensemble = AdaBoostClassifier(
-        DecisionTreeClassifier(max_depth=1), n_estimators=settings.max_stumps, random_state=settings.seed
-    )
+    ensemble = AdaBoostClassifier(DecisionTreeClassifier(max_depth=1), n_estimators=most_stumps, random_state=seed)
     ensemble.fit(table, is_positive.astype(np.int64))
     trees = zip(ensemble.estimators_, ensemble.estimator_weights_, strict=False)
     stumps = [_as_stump(tree, float(weight)) for tree, weight in trees]
