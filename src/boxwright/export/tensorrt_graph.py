@@ -21,6 +21,8 @@ from boxwright.export.thresholds import make_constant
 
 _REDUCTIONS = tuple(f"Reduce{name}" for name in "L1 L2 LogSum LogSumExp Max Mean Min Prod SumSquare".split())
 _OPSET_OF_REDUCTION_AXES = 18
+# PyTorch's `sum`, `all`, `any` and the like of whole numbers and truths.
+_REDUCTIONS_OF_INTEGERS = ("ReduceSum", "ReduceMin", "ReduceMax")
 # Of ONNX's format; newer ones add nothing that such a graph uses, and old parsers warn of them.
 _IR_VERSION = 8
 # Of an image or a level: five levels of them are few enough for keys in float32, and for TensorRT's largest k.
@@ -51,8 +53,8 @@ def for_parser(model: ir.Model, limits: ParserLimits, *, source: str, fixed_thre
     _lower_opset(copy, limits.newest_opset, source)
     if not limits.has_layer_normalization:
         _replace_nodes(copy, "LayerNormalization", _layer_normalization)
-    if not limits.sums_integers:
-        _sum_in_float(copy)
+    if not limits.reduces_integers:
+        _reduce_in_float(copy)
     copy = fold_known_sizes(copy)
     _check_top_k(copy, limits, source)
     copy.ir_version = min(copy.ir_version, _IR_VERSION)
@@ -125,20 +127,20 @@ def _lower_node(node: ir.Node, source: str) -> None:
         node.resize_inputs(3)
 
 
-def _sum_in_float(model: ir.Model) -> None:
-    """Sum whole numbers as floats, which count to 2^24: there are no more anchors or proposals than that."""
-    for node in [node for node in model.graph if node.op_type == "ReduceSum"]:
+def _reduce_in_float(model: ir.Model) -> None:
+    """Reduce whole numbers as floats, which count to 2^24: there are no more anchors or proposals than that."""
+    for node in [node for node in model.graph if node.op_type in _REDUCTIONS_OF_INTEGERS]:
         values, dtype = node.inputs[0], node.outputs[0].dtype
         if values is None or values.dtype not in (ir.DataType.INT32, ir.DataType.INT64):
             continue
         assert dtype is not None
         builder = GraphBuilder(str(node.name))
-        summed = ir.node("ReduceSum", [builder.op("Cast", values, to=ir.DataType.FLOAT), *node.inputs[1:]])
-        summed.attributes.update(node.attributes)
-        summed.name, summed.outputs[0].name = f"{node.name}/sum", f"{node.outputs[0].name}/sum"
-        back = ir.node("Cast", [summed.outputs[0]], attributes={"to": int(dtype)}, name=f"{node.name}/back")
+        reduced = ir.node(node.op_type, [builder.op("Cast", values, to=ir.DataType.FLOAT), *node.inputs[1:]])
+        reduced.attributes.update(node.attributes)
+        reduced.name, reduced.outputs[0].name = f"{node.name}/reduced", f"{node.outputs[0].name}/reduced"
+        back = ir.node("Cast", [reduced.outputs[0]], attributes={"to": int(dtype)}, name=f"{node.name}/back")
         back.outputs[0].name = f"{node.outputs[0].name}/back"
-        _exchange(model.graph, node, [*builder.nodes, summed, back], back.outputs[0])
+        _exchange(model.graph, node, [*builder.nodes, reduced, back], back.outputs[0])
 
 
 def _check_top_k(model: ir.Model, limits: ParserLimits, source: str) -> None:

@@ -16,7 +16,7 @@ class ParserLimits:
         largest_k: of a TopK.
         has_computed_k: whether the k of a TopK may be the result of other nodes.
         sorts_integers: in a TopK.
-        sums_integers: in a ReduceSum.
+        reduces_integers: in a ReduceSum, ReduceMin and the like.
         has_layer_normalization: as an operator.
         has_uint8_inputs: so that a graph can take pixels.
     """
@@ -25,7 +25,7 @@ class ParserLimits:
     largest_k: int = 3840
     has_computed_k: bool = True
     sorts_integers: bool = True
-    sums_integers: bool = True
+    reduces_integers: bool = True
     has_layer_normalization: bool = True
     has_uint8_inputs: bool = True
 
@@ -36,11 +36,11 @@ _LIMITS = {
         newest_opset=17,
         has_computed_k=False,
         sorts_integers=False,
-        sums_integers=False,
+        reduces_integers=False,
         has_layer_normalization=False,
         has_uint8_inputs=False,
     ),
-    (8, 6): ParserLimits(newest_opset=17, sums_integers=False),
+    (8, 6): ParserLimits(newest_opset=17, reduces_integers=False),
     (10, 0): ParserLimits(newest_opset=20),
 }
 OLDEST_VERSION = min(_LIMITS)
