@@ -8,7 +8,11 @@ import torch
 from boxwright.core.errors import InputError
 from boxwright.models import Targets, build_model
 from boxwright.models.common.boxes import OverlapKind
-from boxwright.models.common.class_targets import sigmoid_class_targets, softmax_class_targets
+from boxwright.models.common.class_targets import (
+    sigmoid_class_targets,
+    smoothed_cross_entropy,
+    softmax_class_targets,
+)
 from boxwright.models.common.iou_losses import overlap_loss
 from boxwright.models.common.loss_options import LossOptions
 from boxwright.models.common.registry import families
@@ -62,6 +66,16 @@ def test_smoothed_targets_by_hand() -> None:
         softmax_class_targets(ids, 4, smoothing=0.2), torch.tensor([[0.05, 0.05, 0.85, 0.05], [0.85, 0.05, 0.05, 0.05]])
     )
     assert sigmoid_class_targets(ids[:0], 3, smoothing=0.2).shape == (0, 3)
+
+
+def test_smoothed_cross_entropy_spares_the_background() -> None:
+    logits, ids = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([2, 0, 1, 0])
+    found = smoothed_cross_entropy(logits, ids, ids > 0, smoothing=0.3)
+    plain = torch.nn.functional.cross_entropy(logits, ids, reduction="none")
+    targets = softmax_class_targets(ids, 3, smoothing=0.3)
+    torch.testing.assert_close(found[ids == 0], plain[ids == 0])
+    torch.testing.assert_close(found[ids > 0], -(targets * logits.log_softmax(dim=1)).sum(dim=1)[ids > 0])
+    torch.testing.assert_close(smoothed_cross_entropy(logits, ids, ids > 0), plain)
 
 
 @pytest.mark.parametrize("values", [{"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"box_loss": "l2"}])

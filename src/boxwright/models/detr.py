@@ -20,6 +20,7 @@ from boxwright.core.preprocess_presets import preset
 from boxwright.models.common import small_backbone
 from boxwright.models.common.attention import MultiHeadAttention
 from boxwright.models.common.checkpoint import StateDict
+from boxwright.models.common.class_targets import smoothed_cross_entropy
 from boxwright.models.common.position_encoding import sine_encoding
 from boxwright.models.common.registry import ImportedWeights
 from boxwright.models.common.set_detector import LinearLayers, SetConfig, SetDetector
@@ -152,6 +153,7 @@ class Detr(SetDetector):
     """
 
     family: ClassVar[str] = "detr"
+    supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss", "label_smoothing"})
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
@@ -207,11 +209,14 @@ class Detr(SetDetector):
             wanted_boxes.append(objects[matched])
         weights = torch.ones(self.num_classes + 1, device=logits.device)
         weights[-1] = BACKGROUND_WEIGHT
-        l1, giou = matched_box_losses(torch.cat(found_boxes), torch.cat(wanted_boxes))
+        l1, overlap = matched_box_losses(torch.cat(found_boxes), torch.cat(wanted_boxes), kind=self.box_loss)
+        labels, smoothing = wanted.flatten(), self.loss_options.label_smoothing
+        is_object = labels < self.num_classes
+        losses = smoothed_cross_entropy(logits.flatten(0, 1), labels, is_object, smoothing=smoothing)
         return {
-            "class": CLASS_WEIGHT * functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), weights),
+            "class": CLASS_WEIGHT * (weights[labels] * losses).sum() / weights[labels].sum(),
             "l1": L1_WEIGHT * l1,
-            "giou": GIOU_WEIGHT * giou,
+            self.box_loss: GIOU_WEIGHT * overlap,
         }
 
     def decode_spec(self, size_hw: tuple[int, int]) -> Queries:

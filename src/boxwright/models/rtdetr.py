@@ -21,7 +21,7 @@ from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
 from boxwright.models.common import small_backbone
 from boxwright.models.common.attention import MultiHeadAttention
-from boxwright.models.common.boxes import cxcywh_to_xyxy, paired_overlap
+from boxwright.models.common.boxes import OverlapKind, cxcywh_to_xyxy, paired_overlap
 from boxwright.models.common.checkpoint import StateDict
 from boxwright.models.common.deformable_attention import DeformableAttention
 from boxwright.models.common.denoising import spoil_objects
@@ -157,6 +157,8 @@ class RtDetr(SetDetector):
     """The detector."""
 
     family: ClassVar[str] = "rtdetr"
+    # Its classes learn overlaps, which are no labels to smooth.
+    supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss"})
 
     def __init__(self, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
@@ -218,7 +220,12 @@ class RtDetr(SetDetector):
                 value
                 for layer_boxes, layer_logits in zip(boxes, logits, strict=True)
                 for value in _matched_loss(
-                    layer_logits[:, :count], layer_boxes[:, :count], spoilt.matches, target_boxes, class_ids
+                    layer_logits[:, :count],
+                    layer_boxes[:, :count],
+                    spoilt.matches,
+                    target_boxes,
+                    class_ids,
+                    self.box_loss,
                 ).values()
             ]
         ).sum()
@@ -251,7 +258,7 @@ class RtDetr(SetDetector):
                 logits, boxes, target_boxes, target_class_ids, strict=True
             )
         ]
-        return _matched_loss(logits, boxes, matches, target_boxes, target_class_ids)
+        return _matched_loss(logits, boxes, matches, target_boxes, target_class_ids, self.box_loss)
 
     def decode_spec(self, size_hw: tuple[int, int]) -> Queries:
         self.check_size(size_hw)
@@ -336,6 +343,7 @@ def _matched_loss(
     matches: Sequence[tuple[Tensor, Tensor]],
     target_boxes: list[Tensor],
     target_class_ids: list[Tensor],
+    box_loss: OverlapKind,
 ) -> dict[str, Tensor]:
     """The weighted parts of the loss of one layer whose queries answer for known objects, a mean over these."""
     wanted = torch.zeros_like(logits)
@@ -347,11 +355,11 @@ def _matched_loss(
         found_boxes.append(found)
         wanted_boxes.append(objects)
     num_objects = max(sum(len(objects) for objects in wanted_boxes), 1)
-    l1, giou = matched_box_losses(torch.cat(found_boxes), torch.cat(wanted_boxes))
+    l1, overlap = matched_box_losses(torch.cat(found_boxes), torch.cat(wanted_boxes), kind=box_loss)
     return {
         "class": CLASS_WEIGHT * varifocal_loss(logits, wanted) / num_objects,
         "l1": L1_WEIGHT * l1,
-        "giou": GIOU_WEIGHT * giou,
+        box_loss: GIOU_WEIGHT * overlap,
     }
 
 

@@ -14,7 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from boxwright.models.common.anchor_deltas import Weights, encode_deltas
+from boxwright.models.common.anchor_deltas import Weights, decode_deltas, encode_deltas
+from boxwright.models.common.class_targets import smoothed_cross_entropy
+from boxwright.models.common.iou_losses import overlap_loss
+from boxwright.models.common.loss_options import LossOptions
 from boxwright.models.common.roi_sampling import BACKGROUND_LABEL, SampledRegions, sample_regions
 from boxwright.models.common.targets import Targets
 
@@ -137,7 +140,9 @@ class BoxStage(nn.Module):
             for proposals, boxes, class_ids in zip(proposals_xyxy, targets.boxes_xyxy, targets.class_ids, strict=True)
         ]
 
-    def loss(self, logits: Tensor, deltas: Tensor, sampled: Sequence[SampledRegions]) -> dict[str, Tensor]:
+    def loss(
+        self, logits: Tensor, deltas: Tensor, sampled: Sequence[SampledRegions], options: LossOptions
+    ) -> dict[str, Tensor]:
         """`class` and `box`, the losses of both outputs over the sampled regions of the batch."""
         labels = torch.cat([part.labels for part in sampled])
         if len(labels) == 0:
@@ -150,9 +155,15 @@ class BoxStage(nn.Module):
             found = deltas[positive]
         regions = torch.cat([part.boxes_xyxy for part in sampled])[positive]
         wanted_xyxy = torch.cat([part.wanted_xyxy for part in sampled])[positive]
-        wanted = encode_deltas(wanted_xyxy, regions, self.config.box_weights)
-        box_loss = functional.smooth_l1_loss(found, wanted, beta=SMOOTH_L1_BETA, reduction="sum")
-        return {"class": functional.cross_entropy(logits, labels), "box": box_loss / len(labels)}
+        if options.box_loss is not None:
+            boxes = decode_deltas(found, regions, self.config.box_weights)
+            box_loss = overlap_loss(boxes, wanted_xyxy, kind=options.box_loss).sum()
+        else:
+            wanted = encode_deltas(wanted_xyxy, regions, self.config.box_weights)
+            box_loss = functional.smooth_l1_loss(found, wanted, beta=SMOOTH_L1_BETA, reduction="sum")
+        is_object = labels != BACKGROUND_LABEL
+        class_losses = smoothed_cross_entropy(logits, labels, is_object, smoothing=options.label_smoothing)
+        return {"class": class_losses.mean(), "box": box_loss / len(labels)}
 
 
 def make_box_head(kind: BoxHeadKind, *, channels: int, side: int, width: int, backbone: str) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -38,3 +39,22 @@ def softmax_class_targets(class_ids: Tensor, num_classes: int, *, smoothing: flo
     """
     targets = functional.one_hot(class_ids, num_classes).float()
     return targets if smoothing == 0 else targets * (1 - smoothing) + smoothing / num_classes
+
+
+def smoothed_cross_entropy(logits: Tensor, class_ids: Tensor, is_object: Tensor, *, smoothing: float = 0.0) -> Tensor:
+    """Cross entropy of a softmax, with the targets of objects as `softmax_class_targets` has them.
+
+    Args:
+        logits: (K, C), the background among the classes.
+        class_ids: (K,) int64.
+        is_object: (K,) bool; the background is not smoothed.
+        smoothing: epsilon.
+
+    Returns:
+        (K,).
+    """
+    losses = functional.cross_entropy(logits, class_ids, reduction="none")
+    if smoothing == 0:
+        return losses
+    uniform = -logits.log_softmax(dim=1).mean(dim=1)
+    return torch.where(is_object, (1 - smoothing) * losses + smoothing * uniform, losses)

@@ -17,7 +17,6 @@ import timm
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
 from torchvision.ops import roi_align
 
 from boxwright.core.decode_spec import AnchorDeltas, NmsSpec
@@ -26,6 +25,7 @@ from boxwright.core.preprocess import Preprocess
 from boxwright.core.preprocess_presets import preset
 from boxwright.models.common.anchor_deltas import DELTA_CLIP, encode_deltas
 from boxwright.models.common.boxes import pairwise_iou
+from boxwright.models.common.class_targets import smoothed_cross_entropy
 from boxwright.models.common.detector import DetectionModel, Suggestions
 from boxwright.models.common.fast_rcnn import (
     MIRROR_ALONE,
@@ -35,7 +35,7 @@ from boxwright.models.common.fast_rcnn import (
 )
 from boxwright.models.common.proposals import Proposals, as_rois, canvas_size_hw, rois_of_lists
 from boxwright.models.common.region_detector import SMALLEST_SIDE
-from boxwright.models.common.roi_sampling import sample_regions
+from boxwright.models.common.roi_sampling import BACKGROUND_LABEL, sample_regions
 from boxwright.models.common.targets import Targets
 
 # Features are scaled to this length on average, which the cost and alpha are meant for. Source: the authors' code.
@@ -80,6 +80,7 @@ class CropRcnn(DetectionModel):
     nms_iou_threshold: ClassVar[float] = 0.3  # the authors'
     suggested_augmentation: ClassVar[Suggestions] = MIRROR_ALONE
     is_exportable: ClassVar[bool] = False
+    supported_loss_options: ClassVar[frozenset[str]] = frozenset({"label_smoothing"})
     num_fitting_images: ClassVar[int] = 400
     has_svms: Tensor
 
@@ -155,7 +156,9 @@ class CropRcnn(DetectionModel):
             nothing = self.classifier.weight.sum() * 0
             return {"class": nothing, "loss": nothing}
         logits = self.classifier(self.features(heads["_images"], rois))
-        loss = functional.cross_entropy(logits, torch.cat([part.labels for part in sampled]))
+        labels = torch.cat([part.labels for part in sampled])
+        smoothing = self.loss_options.label_smoothing
+        loss = smoothed_cross_entropy(logits, labels, labels != BACKGROUND_LABEL, smoothing=smoothing).mean()
         return {"class": loss, "loss": loss}
 
     def fit(self, batches: Iterable[tuple[Tensor, Targets]]) -> None:

@@ -77,6 +77,7 @@ class RegionDetector(DetectionModel):
 
     family: ClassVar[str] = "rcnn"
     nms_iou_threshold: ClassVar[float] = 0.5  # torchvision's
+    supported_loss_options: ClassVar[frozenset[str]] = frozenset({"box_loss", "label_smoothing"})
 
     def __init__(self, config: RcnnConfig, *, variant: str, num_classes: int) -> None:
         super().__init__(variant=variant, num_classes=num_classes)
@@ -142,7 +143,7 @@ class RegionDetector(DetectionModel):
             boxes = [part.boxes_xyxy for part in sampled]
             logits, deltas = stage(self.region_pool(maps, rois_of_lists(boxes)))
             suffix = "" if len(self.box_stages) == 1 else f"_{number + 1}"
-            for name, value in stage.loss(logits, deltas, sampled).items():
+            for name, value in stage.loss(logits, deltas, sampled, self.loss_options).items():
                 parts[name + suffix] = value * _STAGE_LOSS_WEIGHTS[number]
             if not stage.config.class_specific_boxes:
                 regions = self._refined(boxes, deltas.detach(), stage, image_size_hw)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from boxwright.models.common.boxes import xyxy_to_cxcywh
+from boxwright.models.common.boxes import OverlapKind, xyxy_to_cxcywh
 from boxwright.models.common.detector import DetectionModel, Suggestions
 from boxwright.models.common.targets import Targets
 
@@ -72,6 +72,11 @@ class SetDetector(DetectionModel):
 
     # Neither DETR nor RT-DETR was trained with them.
     suggested_augmentation: ClassVar[Suggestions] = {"mosaic": 0.0, "mixup": 0.0}
+
+    @property
+    def box_loss(self) -> OverlapKind:
+        """The overlap that boxes learn by, beside the L1 loss of their numbers."""
+        return self.loss_options.box_loss or "giou"
 
     @abstractmethod
     def set_loss(

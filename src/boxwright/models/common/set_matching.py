@@ -11,7 +11,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from boxwright.models.common.boxes import cxcywh_to_xyxy, paired_overlap
+from boxwright.models.common.boxes import OverlapKind, cxcywh_to_xyxy, paired_overlap
 
 # An overflowed prediction costs this much and loses every comparison, instead of stopping the run.
 _UNUSABLE = 1e6
@@ -53,16 +53,19 @@ def match_sets(
     return queries[order].to(boxes_cxcywh.device), objects[order].to(boxes_cxcywh.device)
 
 
-def matched_box_losses(boxes_cxcywh: Tensor, target_boxes_cxcywh: Tensor) -> tuple[Tensor, Tensor]:
-    """The L1 and the GIoU loss of matched pairs, each summed over the pairs and divided by their number.
+def matched_box_losses(
+    boxes_cxcywh: Tensor, target_boxes_cxcywh: Tensor, *, kind: OverlapKind = "giou"
+) -> tuple[Tensor, Tensor]:
+    """The L1 and the overlap's loss of matched pairs, each summed over the pairs and divided by their number.
 
     Args:
         boxes_cxcywh: (M, 4) predicted, relative to the input.
         target_boxes_cxcywh: (M, 4) of the objects; M may be 0.
+        kind: of overlap.
 
     Returns:
         Two scalars.
     """
     count = max(len(boxes_cxcywh), 1)
-    overlaps = paired_overlap(cxcywh_to_xyxy(boxes_cxcywh), cxcywh_to_xyxy(target_boxes_cxcywh), kind="giou")
+    overlaps = paired_overlap(cxcywh_to_xyxy(boxes_cxcywh), cxcywh_to_xyxy(target_boxes_cxcywh), kind=kind)
     return (boxes_cxcywh - target_boxes_cxcywh).abs().sum() / count, (1 - overlaps).sum() / count
