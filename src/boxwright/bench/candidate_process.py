@@ -58,8 +58,10 @@ class CandidateProcess:
         self._budget = budget
         self._cores = cores
         self._stderr: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115  closed with the process
+        # Made here, so that it goes even where the process is killed.
+        self._work_dir = tempfile.TemporaryDirectory(prefix="boxwright-bench-")
         self._process = subprocess.Popen(
-            [candidate.python or sys.executable, "-m", "boxwright.bench.worker"],
+            [candidate.python or sys.executable, "-m", "boxwright.bench.worker", self._work_dir.name],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -113,7 +115,9 @@ class CandidateProcess:
         finally:
             self._budget.spend(time.monotonic() - started)
         if "error" in message:
-            raise CandidateError(message["error"], message["message"])
+            # What was made on the way lies in the cache; the user knows the file that it was made of.
+            reason = message["message"].replace(self.candidate.model, self.candidate.model_shown)
+            raise CandidateError(message["error"], reason)
         reply: dict[str, Any] = message["reply"]
         return reply
 
@@ -127,6 +131,7 @@ class CandidateProcess:
         except subprocess.TimeoutExpired:
             self.kill()
         self._stderr.close()
+        self._work_dir.cleanup()
 
     def kill(self) -> None:
         """End the process now."""

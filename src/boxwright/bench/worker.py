@@ -9,9 +9,10 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shutil
 import signal
 import sys
-import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
@@ -32,16 +33,17 @@ from boxwright.runtimes.detector import Detector
 Reply = dict[str, Any]
 # Images that are detected in before the memory is read: enough for every buffer to be there.
 _NUM_MEMORY_IMAGES = 8
+_PARENT_CHECK_S = 1.0
 
 
 class Worker:
     """Holds one candidate and does what is asked."""
 
-    def __init__(self, send: Callable[[Reply], None]) -> None:
+    def __init__(self, send: Callable[[Reply], None], work_dir: Path) -> None:
         self._send = send
+        self._work_dir = work_dir
         self._detector: Detector | None = None
         self._probe: LatencyProbe | None = None
-        self._work_dir = tempfile.TemporaryDirectory(prefix="boxwright-bench-")
         self._model = ""
         self._num_threads = 0
         self._image_paths: list[str] = []
@@ -113,7 +115,7 @@ class Worker:
         if with_raw_engine:
             try:
                 raw_engine = open_raw_engine(
-                    self._model, detector, num_threads=self._num_threads, work_dir=Path(self._work_dir.name)
+                    self._model, detector, num_threads=self._num_threads, work_dir=self._work_dir
                 )
             except (UnsupportedError, MissingDependencyError) as error:
                 note = str(error)
@@ -166,7 +168,6 @@ class Worker:
         """Let everything go."""
         if self._detector is not None:
             self._detector.close()
-        self._work_dir.cleanup()
         return {}
 
     def _opened(self) -> Detector:
@@ -230,14 +231,14 @@ def peak_rss_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
 
 
-def serve(requests: TextIO, replies: TextIO) -> None:
-    """Answer requests until there are no more."""
+def serve(requests: TextIO, replies: TextIO, work_dir: Path) -> None:
+    """Answer requests until there are no more; what is written on the way goes into `work_dir`."""
 
     def send(reply: Reply) -> None:
         replies.write(json.dumps(reply) + "\n")
         replies.flush()
 
-    worker = Worker(send)
+    worker = Worker(send, work_dir)
     try:
         for line in requests:
             request = json.loads(line)
@@ -253,12 +254,22 @@ def serve(requests: TextIO, replies: TextIO) -> None:
         worker.close()
 
 
+def _end_with_parent(parent: int, work_dir: Path) -> None:
+    """End in the middle of a request too where the benchmark was killed, and leave nothing behind."""
+    while os.getppid() == parent:
+        time.sleep(_PARENT_CHECK_S)
+    shutil.rmtree(work_dir, ignore_errors=True)
+    os._exit(1)
+
+
 def main() -> None:
     """Turn stdout to stderr, so that no library can write between the replies, and serve."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    work_dir = Path(sys.argv[1])
+    threading.Thread(target=_end_with_parent, args=(os.getppid(), work_dir), daemon=True).start()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as replies:
         os.dup2(2, 1)
-        serve(sys.stdin, replies)
+        serve(sys.stdin, replies, work_dir)
 
 
 if __name__ == "__main__":
