@@ -169,13 +169,13 @@ def test_what_disturbed_the_first_part_of_a_run_is_in_its_report(
     models: Path, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry = [candidate(models, "raw.onnx")]
-    monkeypatch.setattr(bench_run, "find_disturbances", lambda *_, **__: ("the fan stood still",))
+    monkeypatch.setattr(bench_run, "find_disturbances", lambda *_, **__: ("the fan stood still: 3 rounds",))
     listener = Listener(launches_until_interrupt=1)
     first = run_benchmark(entry, dataset, settings=QUICK, observer=listener).report
     assert listener.notes == ["what is measured is kept: the same command goes on from it"]
-    monkeypatch.setattr(bench_run, "find_disturbances", lambda *_, **__: ())
+    monkeypatch.setattr(bench_run, "find_disturbances", lambda *_, **__: ("the fan stood still: 0 rounds",))
     second = run_benchmark(entry, dataset, settings=QUICK).report
-    assert first.notes[0] == second.notes[0] == "the fan stood still"
+    assert first.notes[0] == second.notes[0] == "the fan stood still: 3 rounds"
     assert len(second.notes) == 1 and second.is_noisy
 
 

@@ -141,7 +141,8 @@ class _Run:
         after, seconds = read_conditions(), max(time.monotonic() - started, 1e-3)
         if self._state.size > size_before or not size_before:  # else it is not what was measured that was disturbed
             found = find_disturbances(before, after, num_cores=describe_machine().num_cores, seconds=seconds)
-            self._state.disturbances = list(dict.fromkeys([*self._state.disturbances, *found]))
+            known = {text.partition(":")[0] for text in self._state.disturbances}  # numbers follow, and change
+            self._state.disturbances += [text for text in found if text.partition(":")[0] not in known]
             self._measurement.keep()
         if interrupted and self._state.is_empty:
             self._observer.note(_NOTHING_NOTE)  # an earlier report is worth more than one of nothing
