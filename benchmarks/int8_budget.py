@@ -84,7 +84,7 @@ def cases(bccd: Path | None) -> list[Case]:
         ),
         Case(
             "yolo-fastest-1.1-xl",
-            (str(WEIGHTS / "yolo-fastest-1.1-xl.cfg"), "--labels", "coco"),
+            (str(WEIGHTS / "yolo-fastest-1.1-xl.weights"), "--labels", "coco"),
             DATA / "coco-tiny",
             "val",
         ),
