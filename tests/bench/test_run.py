@@ -261,6 +261,8 @@ def test_class_names_that_do_not_match_are_an_error(models: Path, dataset: Datas
         ([{"precision": "fp32"}, {"precision": "bf16"}], ["m.onnx fp32", "m.onnx bf16"]),
         ([{"backend": "openvino"}, {"backend": None}], ["m.onnx openvino", "m.onnx auto"]),
         ([{"name": "mine"}, {}], ["mine", "m.onnx"]),
+        ([{"backend": "torch"}, {"backend": "tensorrt", "device": "cuda"}], ["m.onnx torch", "m.onnx tensorrt"]),
+        ([{"device": "cpu"}, {"device": "cuda"}], ["m.onnx cpu", "m.onnx cuda"]),
     ],
 )
 def test_names_are_as_short_as_tells_candidates_apart(options: list[dict[str, str]], names: list[str]) -> None:

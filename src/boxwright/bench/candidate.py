@@ -65,14 +65,22 @@ def with_names(candidates: Sequence[Candidate]) -> list[Candidate]:
     for index, candidate in enumerate(candidates):
         others = [other for position, other in enumerate(candidates) if position != index]
         parts = [Path(candidate.model_shown).name]
-        for attribute in ("variation", "backend", "precision", "device"):
+        for attribute in ("variation", "backend", "precision"):
             if any(getattr(other, attribute) != getattr(candidate, attribute) for other in others):
                 parts.append(getattr(candidate, attribute) or "auto")
+        # An engine mostly has one device, which its name tells.
+        if any(_is_same_but_for_device(other, candidate) for other in others):
+            parts.append(candidate.device)
         named.append(candidate.name or " ".join(parts))
     return [
         replace(candidate, name=name if named.count(name) == 1 else f"{name} #{named[: index + 1].count(name)}")
         for index, (candidate, name) in enumerate(zip(candidates, named, strict=True))
     ]
+
+
+def _is_same_but_for_device(one: Candidate, other: Candidate) -> bool:
+    same = ("model_shown", "variation", "backend", "precision")
+    return one.device != other.device and all(getattr(one, name) == getattr(other, name) for name in same)
 
 
 def check_exists(candidates: Sequence[Candidate]) -> None:
