@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -66,6 +67,21 @@ def test_a_round_of_hard_negatives_leaves_fewer() -> None:
         counts.append(len(hard_negatives(model, images, 100_000, random)))
     assert counts[0] > 0
     assert counts[1] < counts[0] / 2
+
+
+def test_hard_negatives_do_not_depend_on_the_order_that_opencv_gives_them_in(
+    trained: HogModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = np.array([[0, 0, 64, 64], [8, 4, 70, 70], [2, 9, 64, 64]], dtype=np.int32)
+    image = np.random.default_rng(0).integers(0, 255, (100, 90, 3), dtype=np.uint8)
+
+    def negatives(boxes: NDArray[np.int32]) -> Images:
+        detector = SimpleNamespace(detectMultiScale=lambda image, groupThreshold: (boxes, None))
+        monkeypatch.setattr(HogModel, "detector", lambda self: detector)
+        return hard_negatives(trained, [image], 2, np.random.default_rng(1))
+
+    assert len(negatives(found)) == 2
+    np.testing.assert_array_equal(negatives(found), negatives(found[::-1]))
 
 
 def test_the_file_is_read_by_opencv_with_the_same_margins(trained: HogModel, tmp_path: Path) -> None:

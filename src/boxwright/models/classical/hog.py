@@ -120,7 +120,7 @@ def hard_negatives(
     found = []
     for image in backgrounds:
         boxes, _ = detector.detectMultiScale(image, groupThreshold=0)
-        for x, y, w, h in boxes:
+        for x, y, w, h in sorted(tuple(box) for box in boxes):  # OpenCV's threads give them in any order
             cut = image[max(y, 0) : y + h, max(x, 0) : x + w]
             found.append(cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA))
     if not found:
