@@ -260,7 +260,8 @@ def test_a_manifest_given_by_the_caller(tmp_path: Path) -> None:
         ("model", b"?", "without a suffix"),
         ("weights.pth", b"?", "boxwright export"),
         ("cascade.xml", b"<opencv_storage/>", "intact cascade or HOG file of OpenCV"),
-        ("page.xml", b"<html/>", "<net> or <opencv_storage>"),
+        ("feed.xml", b"<feed/>", "<net> or <opencv_storage>"),
+        ("page.xml", b"<html/>", "got an HTML page"),
         ("lonely.xml", b"<net/>", "lonely.bin"),
     ],
 )
