@@ -15,11 +15,13 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from boxwright.core.decode_spec import AnchorDeltas, AnchorLevel, Distances, GridLevel, NmsSpec
 from boxwright.core.images import read_image
 from boxwright.core.preprocess import Preprocess
+from boxwright.export.thresholds import make_constant
 from boxwright.runtimes.detector import Detector
 from models_for_tests import CLASS_NAMES, COLUMNS, HEIGHT, ROWS, STRIDE, WIDTH, colour_cells_manifest, save_colour_cells
 from tolerances import SDK_BOXES, SDK_SCORES
@@ -244,6 +246,30 @@ def test_a_node_that_openvino_refuses_is_named(program: Program, exported: dict[
     assert finished.stderr == (
         "boxwright_detect: DecodeNMS attribute box_coding: expected a known name, got polar; correct the attribute\n"
     )
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_threshold_that_is_built_in_cannot_be_another(
+    program: Program, exported: dict[str, Path], tmp_path: Path, engine: str
+) -> None:
+    program.needs(engine)
+    model = ir.load(exported["graph"])
+    make_constant(model, "m.onnx")
+    ir.save(model, tmp_path / "m.onnx")
+    picture = _picture(tmp_path / "picture.png", (71, 131))
+    known = json.loads(model.metadata_props["boxwright.manifest"])
+    score, iou = known["score_threshold"], known["iou_threshold"]
+
+    def detect(conf: str, iou: str) -> subprocess.CompletedProcess[str]:
+        return _run([str(program.path), "m.onnx", str(picture), conf, engine, iou], cwd=tmp_path)
+
+    for conf in ("", str(score), str(score + 0.1)):
+        assert detect(conf, str(iou)).returncode == 0
+    for conf, wished_iou, name in ((str(score / 2), "", "score_threshold"), ("", str(iou + 0.1), "iou_threshold")):
+        finished = detect(conf, wished_iou)
+        assert finished.returncode == 2
+        assert f"m.onnx: expected a model whose {name} can be set, got one with a built-in {name} of" in finished.stderr
+        assert finished.stderr.count("\n") == 1
 
 
 def test_what_onnx_runtime_cannot_open_is_one_line(program: Program, tmp_path: Path) -> None:

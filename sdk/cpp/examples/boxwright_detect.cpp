@@ -8,6 +8,7 @@
 #include <iostream>
 #include <iterator>
 #include <new>
+#include <optional>
 #include <string>
 #include <system_error>
 #include <utility>
@@ -130,23 +131,29 @@ void print(const std::vector<boxwright::Detection>& found, const std::vector<std
     std::printf("%s]\n", found.empty() ? "" : "\n");
 }
 
+// A threshold of the command line; none where it is empty.
+std::optional<float> threshold(const char* name, const char* text) {
+    if (*text == '\0') return std::nullopt;
+    char* end = nullptr;
+    const float value = std::strtof(text, &end);
+    if (*end != '\0') {
+        throw boxwright::Error(std::string(name) + ": expected a number in [0, 1], got " + text + "; correct it");
+    }
+    return value;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-    if (argc < 3 || argc > 5) {
-        std::cerr << "usage: boxwright_detect MODEL IMAGE [CONF [ENGINE]]\n";
+    if (argc < 3 || argc > 6) {
+        std::cerr << "usage: boxwright_detect MODEL IMAGE [CONF [ENGINE [IOU]]]\n";
         return 2;
     }
     try {
         boxwright::Options options;
-        if (argc == 5) options.engine = argv[4];
-        if (argc >= 4 && *argv[3] != '\0') {
-            char* end = nullptr;
-            options.score_threshold = std::strtof(argv[3], &end);
-            if (end == argv[3] || *end != '\0') {
-                throw boxwright::Error(std::string("CONF: expected a number in [0, 1], got ") + argv[3] + "; correct it");
-            }
-        }
+        if (argc >= 4) options.score_threshold = threshold("CONF", argv[3]);
+        if (argc >= 5) options.engine = argv[4];
+        if (argc == 6) options.iou_threshold = threshold("IOU", argv[5]);
         const Picture picture = read_picture(argv[2]);
         boxwright::Detector detector(argv[1], options);
         print(detector.detect({picture.bgr.data(), picture.height, picture.width, 0}), detector.class_names());

@@ -133,6 +133,16 @@ struct Detector::Implementation {
             const float value = name == kThresholds[0] ? score_threshold : iou_threshold;
             if (engine->has_threshold(name)) engine->set_threshold(name, value);
         }
+        check_built_in(path, "score_threshold", score_threshold < manifest.score_threshold, manifest.score_threshold);
+        check_built_in(path, "iou_threshold", manifest.has_nms && iou_threshold != manifest.iou_threshold,
+                       manifest.iou_threshold);
+    }
+
+    // What scores less than asked for can be left out afterwards; what a built-in threshold dropped is lost.
+    void check_built_in(const std::string& path, const std::string& name, bool is_lost, float built_in) const {
+        if (!is_lost || !manifest.gives_detections || engine->has_threshold(name)) return;
+        throw Error(path + ": expected a model whose " + name + " can be set, got one with a built-in " + name + " of " +
+                    std::to_string(built_in) + "; leave it out, or export the model with it");
     }
 
     void check_outputs(const std::string& path) const {

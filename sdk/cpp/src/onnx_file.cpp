@@ -10,7 +10,8 @@ namespace boxwright {
 namespace {
 
 // Field numbers of onnx.proto.
-constexpr uint64_t kModelGraph = 7, kModelMetadata = 14, kGraphInitializer = 5, kTensorName = 8;
+constexpr uint64_t kModelGraph = 7, kModelMetadata = 14, kGraphInitializer = 5, kGraphInput = 11;
+constexpr uint64_t kTensorName = 8, kInputName = 1;
 constexpr uint64_t kEntryKey = 1, kEntryValue = 2;
 constexpr uint64_t kVarint = 0, kFixed64 = 1, kBytes = 2, kFixed32 = 5;
 
@@ -97,11 +98,17 @@ std::string onnx_without_initializers(const std::string& content, const std::vec
             result.append(content, field.start, field.end - field.start);
             return;
         }
+        std::vector<std::string> inputs;
+        for_each_field(content, field.content, field.end, [&](const Field& part) {
+            if (part.number == kGraphInput && part.wire == kBytes) inputs.push_back(text_of(content, part, kInputName));
+        });
+        const auto is_default_of_input = [&](const std::string& name) {
+            return std::count(names.begin(), names.end(), name) > 0 && std::count(inputs.begin(), inputs.end(), name) > 0;
+        };
         std::string graph;
         for_each_field(content, field.content, field.end, [&](const Field& part) {
             const bool is_initializer = part.number == kGraphInitializer && part.wire == kBytes;
-            const bool is_left_out =
-                is_initializer && std::count(names.begin(), names.end(), text_of(content, part, kTensorName)) > 0;
+            const bool is_left_out = is_initializer && is_default_of_input(text_of(content, part, kTensorName));
             if (!is_left_out) graph.append(content, part.start, part.end - part.start);
         });
         result += varint_bytes(kModelGraph << 3 | kBytes) + varint_bytes(graph.size()) + graph;

@@ -37,7 +37,7 @@ struct Detection {
 
 struct Options {
     std::optional<float> score_threshold;  // in [0, 1]; the manifest's where absent
-    std::optional<float> iou_threshold;    // likewise
+    std::optional<float> iou_threshold;    // likewise; one that is built into the model cannot be another
     int num_threads = 0;                   // of the engine; 0 leaves it to the engine
     std::string engine;                    // "openvino", "onnxruntime" or "tensorrt"; empty: what suits the file
     std::string device = "CPU";            // as OpenVINO names it; ONNX Runtime has the CPU alone, TensorRT GPU or GPU.1
