@@ -12,7 +12,8 @@ from boxwright.bench import run as bench_run
 from boxwright.bench.candidate import Candidate, with_names
 from boxwright.bench.observer import Observer
 from boxwright.bench.report import write_report
-from boxwright.bench.results import BenchReport, Settings, load_report, save_report, to_json
+from boxwright.bench.results import BenchReport, Settings
+from boxwright.bench.results_file import load_report, save_report, to_json
 from boxwright.bench.run import BenchRun, run_benchmark
 from boxwright.bench.run_state import RunState
 from boxwright.core.errors import DatasetError, InputError, OutputError

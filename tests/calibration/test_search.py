@@ -20,7 +20,8 @@ from boxwright.calibration.evaluation_store import EvaluationStore
 from boxwright.calibration.float_model import Layer
 from boxwright.calibration.paired_map import PairedDifference
 from boxwright.calibration.recipe import Recipe
-from boxwright.calibration.search import WANTED_SHARE, Search, SearchResult
+from boxwright.calibration.search import Search
+from boxwright.calibration.search_result import WANTED_SHARE, SearchResult
 from boxwright.calibration.variant import Variant
 from boxwright.core.errors import UnsupportedError
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from bench_reports import report_of, result_of
 from boxwright.bench.candidate import is_quantized
-from boxwright.bench.results import save_report
+from boxwright.bench.results_file import save_report
 from boxwright.cli._bench_display import results_table
 from boxwright.cli._bench_parsing import parse_cores, parse_points, parse_precisions, parse_share
 from boxwright.cli.main import main

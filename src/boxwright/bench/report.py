@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from boxwright.bench.report_markdown import to_markdown
-from boxwright.bench.results import save_report
+from boxwright.bench.results_file import save_report
 from boxwright.core.files import check_writable, write_text
 
 if TYPE_CHECKING:

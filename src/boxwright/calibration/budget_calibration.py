@@ -22,7 +22,8 @@ from boxwright.calibration.evaluation import Evaluator
 from boxwright.calibration.evaluation_store import EvaluationStore
 from boxwright.calibration.float_model import FloatModel, load_float_model
 from boxwright.calibration.placement import rules_for
-from boxwright.calibration.search import Progress, Search, SearchResult
+from boxwright.calibration.search import Progress, Search
+from boxwright.calibration.search_result import SearchResult
 from boxwright.calibration.statistics import Statistics, collect_statistics
 from boxwright.core.errors import AnswerIsNoError, InputError
 from boxwright.core.files import cache_dir, check_not_source, check_writable

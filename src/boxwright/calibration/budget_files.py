@@ -12,7 +12,7 @@ from boxwright.calibration.budget_images import SearchImages
 from boxwright.calibration.candidate import Quantizer
 from boxwright.calibration.executed import executed_layers
 from boxwright.calibration.float_model import FloatModel
-from boxwright.calibration.search import SearchResult, Trial
+from boxwright.calibration.search_result import SearchResult, Trial
 from boxwright.calibration.statistics import Statistics
 from boxwright.calibration.writing import write_model
 from boxwright.core.manifest import CalibrationRecord, Manifest

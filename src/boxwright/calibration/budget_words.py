@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from boxwright.calibration.budget import Budget
 from boxwright.calibration.budget_images import SearchImages
 from boxwright.calibration.images import FEWEST_IMAGES
-from boxwright.calibration.search import SearchResult, Trial
+from boxwright.calibration.search_result import SearchResult, Trial
 from boxwright.calibration.variant import Variant
 
 

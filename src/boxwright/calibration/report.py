@@ -10,7 +10,7 @@ from boxwright.core.files import atomic_directory
 
 if TYPE_CHECKING:
     from boxwright.calibration.budget_calibration import BudgetResult
-    from boxwright.calibration.search import SearchResult, Trial
+    from boxwright.calibration.search_result import SearchResult, Trial
 
 
 def write_report(result: BudgetResult, folder: Path) -> None:

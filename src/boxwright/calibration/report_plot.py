@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
     from boxwright.calibration.budget_calibration import BudgetResult
-    from boxwright.calibration.search import SearchResult
+    from boxwright.calibration.search_result import SearchResult
     from boxwright.calibration.sensitivity import LayerSensitivity
 
 # Colours that people with colour-blindness tell apart too (Okabe and Ito).

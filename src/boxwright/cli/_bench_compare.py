@@ -28,7 +28,7 @@ def compare_results(paths: list[Path], *, max_slowdown: float, max_drop_points: 
         InputError: where there are not two files that compare.
     """
     from boxwright.bench.compare import compare_reports
-    from boxwright.bench.results import load_report
+    from boxwright.bench.results_file import load_report
     from boxwright.core.codec import to_jsonable
 
     if len(paths) != 2:
