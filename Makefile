@@ -29,7 +29,7 @@ test-full: $(INSTALLED)  ## Run every test that does not need a GPU.
 test-gpu: $(INSTALLED)  ## Run the tests that need an NVIDIA GPU.
 	$(PYTEST) -m gpu
 
-lint: $(INSTALLED)  ## Check style (ruff) and types (mypy, strict on core and runtimes).
+lint: $(INSTALLED)  ## Check style (ruff) and types (mypy, strict).
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -41,7 +41,7 @@ def test_layers_and_their_share_are_read_from_the_engines_graph(
     macs = {layer.name: statistics.macs(layer) for layer in model.layers}
     executed = executed_layers(engine, Quantizer(model, statistics).build(recipe), model, macs)
     assert executed is not None
-    assert executed.float == set(in_float)
+    assert executed.in_float == set(in_float)
     assert executed.integer == set(LAYERS) - set(in_float)
     wanted = 1 - sum(macs[name] for name in in_float) / sum(macs.values())
     assert executed.int8_share == pytest.approx(wanted)

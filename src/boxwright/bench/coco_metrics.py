@@ -78,7 +78,7 @@ def compute_coco_metrics(
         MissingDependencyError: where the extra `bench` is not installed.
     """
     try:
-        from faster_coco_eval import COCO, COCOeval_faster  # type: ignore[import-untyped]
+        from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
         raise MissingDependencyError("faster-coco-eval", extra="bench", needed_for="measuring mAP") from error
     with _garbage_collection_paused():

@@ -19,7 +19,7 @@ from boxwright.runtimes.pixel_detector import PixelDetectorBackend
 
 if TYPE_CHECKING:
     import onnx
-    import openvino  # type: ignore[import-untyped]
+    import openvino
 
 _RANKS = {"box_regression": 3, "class_logits": 3, "objectness": 2}
 _MAX_PROTOBUF_BYTES = 2**31 - 1

@@ -31,7 +31,7 @@ def to_html(run: BenchRun) -> str:
         MissingDependencyError: where the extra `bench` is not installed.
     """
     try:
-        from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+        from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise MissingDependencyError("plotly", extra="bench", needed_for="the report as a page") from error
     # What is put in last is not searched for the places of the others.

@@ -93,7 +93,7 @@ def run_loadgen(
         MissingDependencyError: where the extra `bench` is not installed.
     """
     try:
-        import mlperf_loadgen as loadgen  # type: ignore[import-not-found]
+        import mlperf_loadgen as loadgen
     except ImportError as error:
         raise MissingDependencyError("mlcommons-loadgen", extra="bench", needed_for="--scenario") from error
     detectors = [open_detector() for _ in range(settings.streams)]

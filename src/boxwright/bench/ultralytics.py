@@ -66,7 +66,7 @@ def read_folder(folder: Path) -> UltralyticsModel:
         MissingDependencyError: where PyYAML is not installed.
     """
     try:
-        import yaml  # type: ignore[import-untyped]
+        import yaml
     except ImportError as error:
         raise MissingDependencyError("pyyaml", extra="bench", needed_for=str(folder)) from error
     path = folder / METADATA_FILE

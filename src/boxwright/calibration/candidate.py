@@ -105,7 +105,7 @@ class Quantizer:
             oldest = self._recent.pop(0)
             for known in (self._inputs, self._layers, self._repaired):
                 for key in [key for key in known if _is_of(key, oldest)]:
-                    del known[key]  # type: ignore[attr-defined]
+                    del known[key]
 
     def _repair(
         self, layers: dict[str, QuantizedLayer], recipe: Recipe, leave_out: int | None

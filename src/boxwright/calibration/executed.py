@@ -32,12 +32,12 @@ class Executed:
 
     Attributes:
         integer: names of the layers that run on integers.
-        float: of the others.
+        in_float: of the others.
         int8_share: of the multiplications, 0 to 1.
     """
 
     integer: frozenset[str]
-    float: frozenset[str]
+    in_float: frozenset[str]
     int8_share: float
 
 
@@ -66,7 +66,7 @@ def executed_layers(
 def _executed_by_openvino(
     proto: onnx.ModelProto, layers: Iterable[Layer], macs: Mapping[str, int], precision: Precision
 ) -> Executed:
-    import openvino  # type: ignore[import-untyped]
+    import openvino
 
     hint = {"fp32": "f32", "fp16": "f16"}.get(precision, precision)
     core = openvino.Core()
@@ -113,7 +113,7 @@ def _executed(integer: set[str], macs: Mapping[str, int]) -> Executed:
     done = sum(macs[name] for name in integer)
     return Executed(
         integer=frozenset(integer),
-        float=frozenset(macs.keys() - integer),
+        in_float=frozenset(macs.keys() - integer),
         int8_share=done / total if total else 0.0,
     )
 

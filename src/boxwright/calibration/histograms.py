@@ -84,7 +84,8 @@ class ChannelHistograms:
         cumulative = np.cumsum(folded, axis=1)
         reached = cumulative >= quantile * cumulative[:, -1:]
         borders = _UPPER_MAGNITUDES[reached.argmax(axis=1)]
-        return np.minimum(borders, np.maximum(np.abs(self.minimum), np.abs(self.maximum)))
+        result: DoubleArray = np.minimum(borders, np.maximum(np.abs(self.minimum), np.abs(self.maximum)))
+        return result
 
     def distribution(self, factors: DoubleArray | None = None) -> Distribution:
         """The distribution of the whole tensor after each channel was divided by its factor (C,)."""
@@ -131,7 +132,8 @@ def _bins_of(values: FloatArray) -> NDArray[np.int64]:
     keys = ((bits & 0x7FFFFFFF) >> _SHIFT) - (_FIRST_KEY - 1)
     keys = np.clip(keys, 0, _BINS_A_SIGN)
     keys += ((bits < 0) & (keys > 0)) * np.int32(_BINS_A_SIGN)
-    return keys.astype(np.int64)
+    bins: NDArray[np.int64] = keys.astype(np.int64)
+    return bins
 
 
 def _positive_borders() -> DoubleArray:

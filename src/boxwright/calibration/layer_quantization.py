@@ -193,8 +193,8 @@ def _channel_factors(layers: Sequence[Layer], histograms: ChannelHistograms, rec
     rules = recipe.rules
     if not (rules.rescales_products if layers[0].kind == "matmul" else rules.rescales_channels):
         return None
-    magnitudes = histograms.magnitudes(_CHANNEL_QUANTILE)
-    magnitudes = np.maximum(magnitudes, max(magnitudes.max(), 1e-12) / _LARGEST_AMPLIFICATION)
+    found = histograms.magnitudes(_CHANNEL_QUANTILE)
+    magnitudes: DoubleArray = np.maximum(found, max(found.max(), 1e-12) / _LARGEST_AMPLIFICATION)
     if layers[0].kind == "depthwise":
         return magnitudes
     if recipe.migration is None:

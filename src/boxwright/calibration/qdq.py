@@ -35,7 +35,7 @@ def insert_qdq(model: ir.Model, layers: Mapping[str, QuantizedLayer]) -> None:
     """
     writer = QdqWriter(model)
     for node in list(model.graph):
-        if node.name in layers:
+        if node.name is not None and node.name in layers:
             quantized = layers[node.name]
             coarse, fine = writer.quantize_input(node, quantized)
             weight, fine_weight = writer.quantize_weight(node, quantized)

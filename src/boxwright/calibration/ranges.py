@@ -139,7 +139,8 @@ def _fine_histogram(distribution: Distribution, low: float, high: float) -> Doub
     points, slopes = points[order], np.cumsum(slopes[order])
     cumulative = np.concatenate([[0.0], np.cumsum(slopes[:-1] * np.diff(points))])
     at_borders = np.interp(borders, points, cumulative)
-    return np.maximum(np.diff(at_borders), 0.0)
+    masses: DoubleArray = np.maximum(np.diff(at_borders), 0.0)
+    return masses
 
 
 _BOUNDS = {

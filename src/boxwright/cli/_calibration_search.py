@@ -14,7 +14,8 @@ from boxwright.core.errors import AnswerIsNoError, MissingDependencyError
 if TYPE_CHECKING:
     from rich.progress import TaskID
 
-    from boxwright.calibration.budget_calibration import BudgetFile, BudgetResult
+    from boxwright.calibration.budget_calibration import BudgetResult
+    from boxwright.calibration.budget_files import BudgetFile
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,6 +140,7 @@ def _bench_command(out: Path) -> str:
 def _draw(out: Path, data: Path, model: Path) -> list[Path]:
     """Annotated images with several objects, enlarged so that the labels can be read."""
     import cv2
+    import numpy as np
 
     from boxwright.core.detections import Detections
     from boxwright.core.draw import draw_detections
@@ -154,7 +155,10 @@ def _draw(out: Path, data: Path, model: Path) -> list[Path]:
         for sample in samples:
             image = read_image(sample.image_path)
             found = detector(image)
-            large = cv2.resize(image, None, fx=_PICTURE_SCALE, fy=_PICTURE_SCALE, interpolation=cv2.INTER_CUBIC)
+            large = np.asarray(
+                cv2.resize(image, None, fx=_PICTURE_SCALE, fy=_PICTURE_SCALE, interpolation=cv2.INTER_CUBIC),
+                dtype=np.uint8,
+            )
             scaled = Detections(
                 boxes_xyxy=found.boxes_xyxy * _PICTURE_SCALE, scores=found.scores, class_ids=found.class_ids
             )

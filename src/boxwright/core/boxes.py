@@ -6,10 +6,13 @@ axis has length 4; leading axes are free.
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
+_Float = TypeVar("_Float", np.float32, np.float64)
 
 
 def xyxy_to_cxcywh(boxes_xyxy: FloatArray) -> FloatArray:
@@ -44,10 +47,10 @@ def clip_boxes(boxes_xyxy: FloatArray, size_hw: tuple[float, float] | FloatArray
     return clipped
 
 
-def box_areas(boxes_xyxy: FloatArray) -> FloatArray:
-    """Areas (...,) in square pixels; a box of negative width or height has area 0."""
+def box_areas(boxes_xyxy: NDArray[_Float]) -> NDArray[_Float]:
+    """Areas (...,) in square pixels, as precise as the boxes; a box of negative width or height has area 0."""
     extent = np.maximum(boxes_xyxy[..., 2:] - boxes_xyxy[..., :2], np.float32(0))
-    areas: FloatArray = extent[..., 0] * extent[..., 1]
+    areas: NDArray[_Float] = extent[..., 0] * extent[..., 1]
     return areas
 
 

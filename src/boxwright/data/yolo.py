@@ -82,7 +82,7 @@ def _settings_file(root: Path) -> Path:
 
 def _load(file: Path) -> dict[Any, Any]:
     try:
-        import yaml  # type: ignore[import-untyped, unused-ignore]
+        import yaml
     except ImportError as error:
         raise MissingDependencyError("pyyaml", extra="bench", needed_for=f"reading {file}") from error
     try:

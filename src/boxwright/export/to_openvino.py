@@ -32,7 +32,7 @@ def convert_to_openvino(onnx_path: Path, directory: Path, manifest: Manifest, *,
         MissingDependencyError: where openvino is not installed.
     """
     try:
-        import openvino  # type: ignore[import-untyped]
+        import openvino
     except ImportError as error:
         raise MissingDependencyError("openvino", extra="openvino", needed_for="--format openvino") from error
     core = openvino.Core()

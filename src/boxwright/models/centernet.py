@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import timm
 import torch
@@ -32,6 +32,7 @@ from boxwright.models.common.heatmap import (
 )
 from boxwright.models.common.iou_losses import overlap_loss
 from boxwright.models.common.registry import ImportedWeights
+from boxwright.models.common.stage_widths import stage_widths
 from boxwright.models.common.targets import Targets
 from boxwright.models.common.upsampling_necks import AggregationNeck, DeconvolutionNeck
 
@@ -104,11 +105,10 @@ class CenterNet(DetectionModel):
         super().__init__(variant=variant, num_classes=num_classes)
         self.config = VARIANTS[variant]
         self.suggested_learning_rate = self.config.learning_rate
-        backbone: Any = timm.create_model(
+        self.backbone = timm.create_model(
             self.config.backbone, features_only=True, out_indices=self.config.stages, pretrained=False
         )
-        widths: list[int] = backbone.feature_info.channels()
-        self.backbone: nn.Module = backbone
+        widths = stage_widths(self.backbone)
         self.neck: DeconvolutionNeck | AggregationNeck
         if self.config.neck == "deconvolution":
             self.neck = DeconvolutionNeck(widths[-1], self.config.neck_channels)

@@ -6,7 +6,7 @@ Source: Carion et al., End-to-End Object Detection with Transformers, ECCV 2020.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import timm
 import torch
@@ -25,6 +25,7 @@ from boxwright.models.common.position_encoding import sine_encoding
 from boxwright.models.common.registry import ImportedWeights
 from boxwright.models.common.set_detector import LinearLayers, SetConfig, SetDetector
 from boxwright.models.common.set_matching import MatchingCosts, match_sets, matched_box_losses
+from boxwright.models.common.stage_widths import stage_widths
 from boxwright.models.common.transformers_names import LAYER_RULES, fuse_projections, rename_keys
 
 IMPORTS = (
@@ -166,8 +167,7 @@ class Detr(SetDetector):
             output_stride=config.stride if config.stage == 4 else 32,
             pretrained=False,
         )
-        channels: int = cast(Any, self.backbone).feature_info.channels()[-1]
-        self.input_proj = nn.Conv2d(channels, config.width, 1)
+        self.input_proj = nn.Conv2d(stage_widths(self.backbone)[-1], config.width, 1)
         self.transformer = nn.ModuleDict({"encoder": _Encoder(config), "decoder": _Decoder(config)})
         for weight in self.transformer.parameters():
             if weight.dim() > 1:

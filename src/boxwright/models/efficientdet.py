@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import timm
 import torch
@@ -32,6 +32,7 @@ from boxwright.models.common.feature_pyramid import pyramid_grids_hw
 from boxwright.models.common.fitted_anchors import FittedAnchorModel
 from boxwright.models.common.iou_losses import overlap_loss
 from boxwright.models.common.registry import ImportedWeights
+from boxwright.models.common.stage_widths import stage_widths
 from boxwright.models.common.targets import Targets
 
 IMPORTS = (
@@ -174,16 +175,15 @@ class EfficientDet(FittedAnchorModel):
         super().__init__(variant=variant, num_classes=num_classes)
         self.config = config = VARIANTS[variant]
         self.suggested_learning_rate = config.learning_rate
-        backbone: Any = timm.create_model(
+        self.backbone = timm.create_model(
             config.backbone,
             features_only=True,
             out_indices=(2, 3, 4),
             pretrained=False,
             drop_path_rate=config.drop_path_rate,
         )
-        self.backbone: nn.Module = backbone
         self.neck = BiFpn(
-            backbone.feature_info.channels(),
+            stage_widths(self.backbone),
             config.channels,
             num_cells=config.num_cells,
             padding=config.padding,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import ClassVar
 
 import timm
 import torch
@@ -29,6 +29,7 @@ from boxwright.models.common.hybrid_encoder import NUM_LEVELS, HybridEncoder
 from boxwright.models.common.registry import ImportedWeights
 from boxwright.models.common.set_detector import LinearLayers, SetConfig, SetDetector, relative_targets
 from boxwright.models.common.set_matching import MatchingCosts, match_sets, matched_box_losses
+from boxwright.models.common.stage_widths import stage_widths
 from boxwright.models.common.targets import Targets
 from boxwright.models.common.transformers_names import LAYER_RULES, fuse_projections, rename_keys
 
@@ -169,7 +170,7 @@ class RtDetr(SetDetector):
             _project_first_shortcut(self.backbone)
         width, encoder_width = config.width, config.encoder_width or config.width
         self.encoder_input_proj = nn.ModuleList(
-            _projection(channels, encoder_width) for channels in cast(Any, self.backbone).feature_info.channels()
+            _projection(channels, encoder_width) for channels in stage_widths(self.backbone)
         )
         self.encoder = HybridEncoder(
             encoder_width,

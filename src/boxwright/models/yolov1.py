@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import timm
 import torch
@@ -30,6 +30,7 @@ from boxwright.models.common.iou_losses import overlap_loss
 from boxwright.models.common.layers import ConvBnAct
 from boxwright.models.common.loss_options import LossOptions
 from boxwright.models.common.registry import ImportedWeights
+from boxwright.models.common.stage_widths import stage_widths
 from boxwright.models.common.targets import Targets
 
 IMPORTS = "nothing but checkpoints of boxwright train"
@@ -117,12 +118,11 @@ class Yolov1(DetectionModel):
         self.config = VARIANTS[variant]
         self.suggested_learning_rate = self.config.learning_rate
         index = int(math.log2(self.config.backbone_stride)) - 1
-        backbone: Any = timm.create_model(
+        self.backbone = timm.create_model(
             self.config.backbone, features_only=True, out_indices=(index,), pretrained=False
         )
-        self.backbone: nn.Module = backbone
         num_outputs = self.config.boxes_per_cell * BOX_NUMBERS + num_classes
-        self.head = _Head(self.config, backbone.feature_info.channels()[-1], num_outputs)
+        self.head = _Head(self.config, stage_widths(self.backbone)[-1], num_outputs)
         prediction = self.head[-1]
         assert isinstance(prediction, nn.Conv2d) and prediction.bias is not None
         with torch.no_grad():

@@ -25,7 +25,7 @@ from boxwright.runtimes.onnxruntime_devices import (
 from boxwright.runtimes.synchronous import SynchronousBackend
 
 if TYPE_CHECKING:
-    import onnxruntime  # type: ignore[import-untyped]
+    import onnxruntime
 
 SUFFIXES = (".onnx",)
 _SEVERITY_FATAL = 4

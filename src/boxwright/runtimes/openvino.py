@@ -22,7 +22,7 @@ from boxwright.runtimes.openvino_plugin import find_openvino_plugin, mentions_de
 from boxwright.runtimes.plugin_build import BUILD_COMMAND
 
 if TYPE_CHECKING:
-    import openvino  # type: ignore[import-untyped]
+    import openvino
 
 SUFFIXES = (".xml", ".onnx")
 XML_ROOT = "net"

@@ -75,7 +75,7 @@ def build_openvino_plugin() -> tuple[Path, bool]:
         UnsupportedError: where the sources, CMake or a C++ compiler are missing, or the compiler fails.
     """
     try:
-        import openvino  # type: ignore[import-untyped]
+        import openvino
     except ImportError as error:
         raise MissingDependencyError("openvino", extra="openvino", needed_for=BUILD_COMMAND) from error
     sources = find_sources(_SOURCE)

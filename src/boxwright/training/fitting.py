@@ -19,7 +19,7 @@ def fitting_indices(dataset: Dataset, count: int, seed: int) -> list[int]:
     Raises:
         InputError: where a class has no object in all of the data.
     """
-    order = np.random.default_rng(seed).permutation(len(dataset)).tolist()
+    order: list[int] = np.random.default_rng(seed).permutation(len(dataset)).tolist()
     chosen, rest = order[:count], order[count:]
     present = {class_id for index in chosen for class_id in _classes(dataset, index)}
     for class_id, name in enumerate(dataset.class_names):

@@ -236,7 +236,7 @@ class _Pretraining:
             if loss is None:
                 continue
             self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             if self.config.clip_norm:
                 nn.utils.clip_grad_norm_(self.classifier.parameters(), self.config.clip_norm)
             self.optimizer.step()

@@ -92,7 +92,7 @@ def installed_version() -> tuple[int, int, int] | None:
     """Of TensorRT; None where its Python package is not installed."""
     if importlib.util.find_spec("tensorrt") is None:
         return None
-    import tensorrt  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    import tensorrt
 
     major, minor, patch = (int(part) for part in tensorrt.__version__.split(".")[:3])
     return major, minor, patch

@@ -154,7 +154,7 @@ def _features(descriptor: cv2.HOGDescriptor, windows: ColourImage) -> FloatArray
 def _fit(of_object: FloatArray, of_background: FloatArray, settings: HogSettings) -> FloatArray:
     """The SVM's weights and bias."""
     try:
-        from sklearn.svm import LinearSVC  # type: ignore[import-untyped]
+        from sklearn.svm import LinearSVC
     except ImportError as error:
         raise MissingDependencyError("scikit-learn", extra="train", needed_for="train_hog") from error
     features = np.concatenate([of_object, of_background])

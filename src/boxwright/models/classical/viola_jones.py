@@ -206,8 +206,8 @@ def _shortest_stage(
 def _boost(table: FloatArray, is_positive: NDArray[np.bool_], most_stumps: int, seed: int) -> list[Stump]:
     """AdaBoost's stumps in their order; fewer stumps are a prefix of more."""
     try:
-        from sklearn.ensemble import AdaBoostClassifier  # type: ignore[import-untyped]
-        from sklearn.tree import DecisionTreeClassifier  # type: ignore[import-untyped]
+        from sklearn.ensemble import AdaBoostClassifier
+        from sklearn.tree import DecisionTreeClassifier
     except ImportError as error:
         raise MissingDependencyError("scikit-learn", extra="train", needed_for="train_cascade") from error
     ensemble = AdaBoostClassifier(DecisionTreeClassifier(max_depth=1), n_estimators=most_stumps, random_state=seed)

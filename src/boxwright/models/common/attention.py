@@ -44,13 +44,13 @@ class MultiHeadAttention(nn.Module):
             (B, Q, W).
         """
         weights, biases = self.in_proj_weight.chunk(3), self.in_proj_bias.chunk(3)
-        heads = [
+        queries, keys, values = [
             self._split(functional.linear(given, weight, bias))
             for given, weight, bias in zip((query, key, value), weights, biases, strict=True)
         ]
         dropout = self.dropout if self.training else 0.0
         attended = functional.scaled_dot_product_attention(
-            *heads, attn_mask=may_see, dropout_p=dropout
+            queries, keys, values, attn_mask=may_see, dropout_p=dropout
         )  # (B, H, Q, W / H)
         batch, _, length, _ = attended.shape
         merged: Tensor = self.out_proj(attended.transpose(1, 2).reshape(batch, length, -1))  # (B, Q, W)

@@ -11,6 +11,7 @@ from typing import Literal
 
 import timm
 import torch
+from timm.models.resnet import ResNet
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -83,12 +84,16 @@ class ResNetStageHead(nn.Module):
     def __init__(self, backbone: str) -> None:
         super().__init__()
         network = timm.create_model(backbone, pretrained=False)
-        self.layer4 = network.layer4
+        assert isinstance(network, ResNet)
+        self.layer4 = network.get_submodule("layer4")
         self.out_features = int(network.num_features)
 
     def forward(self, features: Tensor) -> Tensor:
         stage: Tensor = self.layer4(features)
         return stage.mean(dim=(2, 3))
+
+
+BoxHead = TwoLayerHead | ConvolutionHead | ResNetStageHead
 
 
 class BoxPredictor(nn.Module):
@@ -112,12 +117,11 @@ class BoxStage(nn.Module):
         config: how it learns.
     """
 
-    def __init__(self, box_head: nn.Module, *, num_classes: int, config: StageConfig) -> None:
+    def __init__(self, box_head: BoxHead, *, num_classes: int, config: StageConfig) -> None:
         super().__init__()
         self.config = config
         self.box_head = box_head
-        width = int(box_head.out_features)  # type: ignore[arg-type]
-        self.box_predictor = BoxPredictor(width, num_classes + 1, config.class_specific_boxes)
+        self.box_predictor = BoxPredictor(box_head.out_features, num_classes + 1, config.class_specific_boxes)
 
     def forward(self, pooled: Tensor) -> tuple[Tensor, Tensor]:
         """Class logits (K, C + 1) and box deltas (K, 4) or (K, (C + 1) * 4)."""
@@ -166,7 +170,7 @@ class BoxStage(nn.Module):
         return {"class": class_losses.mean(), "box": box_loss / len(labels)}
 
 
-def make_box_head(kind: BoxHeadKind, *, channels: int, side: int, width: int, backbone: str) -> nn.Module:
+def make_box_head(kind: BoxHeadKind, *, channels: int, side: int, width: int, backbone: str) -> BoxHead:
     """The layers between the pooled features and the predictor."""
     if kind == "two_layers":
         return TwoLayerHead(channels, side, width)

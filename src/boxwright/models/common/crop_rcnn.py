@@ -202,8 +202,8 @@ def fit_svms(model: CropRcnn, batches: Iterable[tuple[Tensor, Targets]]) -> None
     Raises:
         InputError: where a class has no object or no negative in them.
     """
-    from sklearn.linear_model import Ridge  # type: ignore[import-untyped]
-    from sklearn.svm import LinearSVC  # type: ignore[import-untyped]
+    from sklearn.linear_model import Ridge
+    from sklearn.svm import LinearSVC
 
     examples = [_Examples([], [], [], []) for _ in range(model.num_classes)]
     for images, targets in batches:
@@ -239,7 +239,8 @@ def _feature_scale(examples: list[_Examples]) -> np.float32:
         if len(features) > 0
     ]
     mean = float(torch.cat(lengths).mean()) if lengths else 0.0
-    return np.float32(FEATURE_LENGTH / max(mean, 1e-6))
+    scale: np.float32 = np.float32(FEATURE_LENGTH / max(mean, 1e-6))
+    return scale
 
 
 def _collect(model: CropRcnn, images: Tensor, targets: Targets, examples: list[_Examples]) -> None:

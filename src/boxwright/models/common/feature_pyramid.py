@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelP6P7
 
+from boxwright.models.common.stage_widths import stage_widths
+
 PYRAMID_CHANNELS = 256
 PYRAMID_STRIDES = (8, 16, 32, 64, 128)
 # Torchvision's key names carry the place of each stage in its own list.
@@ -31,7 +33,7 @@ class PyramidBackbone(nn.Module):
     def __init__(self, name: str, *, p6_from: Literal["p5", "c5"], channels: int = PYRAMID_CHANNELS) -> None:
         super().__init__()
         self.body = timm.create_model(name, features_only=True, out_indices=(2, 3, 4), pretrained=False)
-        widths = self.body.feature_info.channels()
+        widths = stage_widths(self.body)
         # LastLevelP6P7 reads P5 where the two widths are the same, else C5.
         extra = LastLevelP6P7(channels if p6_from == "p5" else widths[-1], channels)
         extra.use_P5 = p6_from == "p5"

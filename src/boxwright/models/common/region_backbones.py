@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
+from boxwright.models.common.stage_widths import stage_widths
+
 # Where torchvision takes C4 and C5 of MobileNetV3-Large from, and their widths.
 _MOBILENET_STAGES = {13: 160, 16: 960}
 
@@ -31,7 +33,7 @@ class RegionPyramid(nn.Module):
     def __init__(self, name: str, *, stages: tuple[int, ...], channels: int, normalised: bool) -> None:
         super().__init__()
         self.body = timm.create_model(name, features_only=True, out_indices=stages, pretrained=False)
-        self.fpn = _pyramid(self.body.feature_info.channels(), channels, normalised)
+        self.fpn = _pyramid(stage_widths(self.body), channels, normalised)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return _levels(self.fpn, self.body(images))
@@ -64,7 +66,7 @@ class SingleMap(nn.Module):
     def __init__(self, name: str, *, stage: int) -> None:
         super().__init__()
         self.body = timm.create_model(name, features_only=True, out_indices=(stage,), pretrained=False)
-        self.channels = int(self.body.feature_info.channels()[-1])
+        self.channels = stage_widths(self.body)[-1]
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return list(self.body(images))

@@ -80,8 +80,9 @@ class RegionPool(nn.Module):
                 shape=(rois.shape[0], feature_map.shape[1], self.side, self.side),
                 version=1,
             )
-            return pooled
-        return roi_pool(feature_map, rois, (self.side, self.side), spatial_scale=scale)
+        else:
+            pooled = roi_pool(feature_map, rois, (self.side, self.side), spatial_scale=scale)
+        return pooled
 
 
 def region_levels(boxes_xyxy: Tensor, strides: Sequence[int]) -> Tensor:

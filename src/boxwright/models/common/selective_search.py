@@ -62,7 +62,7 @@ def selective_search(image: NDArray[np.uint8], config: SelectiveSearchConfig = S
         MissingDependencyError: where scikit-image is not installed.
     """
     try:
-        from skimage.segmentation import felzenszwalb  # type: ignore[import-not-found,import-untyped,unused-ignore]
+        from skimage.segmentation import felzenszwalb
     except ImportError as error:
         raise MissingDependencyError("scikit-image", extra="train", needed_for="selective search") from error
     labels: Labels = felzenszwalb(

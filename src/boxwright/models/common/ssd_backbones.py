@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.models import mobilenet_v3_large
 
+from boxwright.models.common.stage_widths import stage_widths
+
 # The factor that conv4_3's unit vectors begin with. Source: Liu et al., ParseNet, 2015, as in SSD, sec. 3.1.
 UNIT_VECTOR_SCALE = 20.0
 VGG_C4_CHANNELS, VGG_FC_CHANNELS = 512, 1024
@@ -223,7 +225,7 @@ class TimmBackbone(LevelBackbone):
     def __init__(self, name: str, options: Mapping[str, Any], extra_widths: Sequence[int]) -> None:
         super().__init__()
         self.body = timm.create_model(name, features_only=True, out_indices=(2, 3, 4), pretrained=False, **options)
-        widths = cast(Any, self.body).feature_info.channels()
+        widths = stage_widths(self.body)
         self.extra = _halving_steps(widths[-1], extra_widths)
         self.widths = (*widths, *extra_widths)
 
