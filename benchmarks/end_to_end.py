@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from boxwright.core.errors import InputError
 from boxwright.core.images import read_image
 from boxwright.core.machine import describe_machine
+from boxwright.core.timing import let_threads_sleep
 from boxwright.export import ExportOptions, export
 from boxwright.runtimes.backend import Backend
 from boxwright.runtimes.detector import Detector
@@ -155,7 +156,8 @@ def bare_engine(backend: Backend, inputs: list[NDArray[Any]]) -> Callable[[int],
 
 
 def time_block(run: Callable[[int], object], num_images: int) -> NDArray[np.float64]:
-    """Time of each image in milliseconds, after a few that are not counted."""
+    """Time of each image in milliseconds, after a pause and a few that are not counted."""
+    let_threads_sleep()
     for index in range(SETTLE_IMAGES):
         run(index)
     times = np.empty(num_images)

@@ -34,6 +34,7 @@ from boxwright.calibration.statistics import Statistics, collect_statistics
 from boxwright.core.errors import UnsupportedError
 from boxwright.core.machine import describe_machine
 from boxwright.core.manifest import METADATA_KEY
+from boxwright.core.timing import let_threads_sleep
 from boxwright.runtimes.backend import open_backend
 
 NUM_IMAGES = 2
@@ -151,6 +152,7 @@ def measure(folder: Path, rounds: int, num_threads: int) -> dict[str, Any]:
     names = list(backends)
     for turn in range(rounds + 1):  # the first warms up
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            let_threads_sleep()
             backends[name].run(inputs)  # the caches still hold what ran before
             started = time.perf_counter()
             backends[name].run(inputs)

@@ -10,6 +10,7 @@ import numpy as np
 
 from boxwright.core.errors import InputError
 from boxwright.core.images import Image
+from boxwright.core.timing import let_threads_sleep
 from boxwright.runtimes.backend import Backend, Tensors
 from boxwright.runtimes.detector import Detector
 
@@ -101,7 +102,7 @@ class LatencyProbe:
                 return float(np.median(times[-_WARM_UP_WINDOW:]))
 
     def run_block(self, start: int, count: int) -> Block:
-        """Time consecutive images, each series after two that are not counted.
+        """Time consecutive images, each series after a pause and two that are not counted.
 
         Args:
             start: index of the first; counted on beyond the last from the first again.
@@ -109,14 +110,17 @@ class LatencyProbe:
         """
         counted = range(start, start + max(count, _MIN_BLOCK_IMAGES))
         settling = range(start - SETTLE_IMAGES, start)
+        let_threads_sleep()
         for index in settling:
             self._end_to_end(index)
         end_to_end = [self._end_to_end(index) for index in counted]
+        let_threads_sleep()
         for index in settling:
             self._stages(index)
         preprocess, infer, postprocess = zip(*[self._stages(index) for index in counted], strict=True)
         raw_engine: list[float] = []
         if self._raw_engine is not None:
+            let_threads_sleep()
             for index in settling:
                 self._raw(self._raw_engine, index)
             raw_engine = [self._raw(self._raw_engine, index) for index in counted]

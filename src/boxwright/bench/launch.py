@@ -11,6 +11,7 @@ from boxwright.bench.candidate_process import CandidateError, CandidateProcess, 
 from boxwright.bench.gpu_memory import GpuMemoryMeter
 from boxwright.bench.latency import SETTLE_IMAGES
 from boxwright.bench.results import Settings
+from boxwright.core.timing import PAUSE_S
 
 Json = dict[str, Any]
 # Called with the candidate's name, what is being done, and the rounds that are done.
@@ -117,7 +118,7 @@ class Launch:
             **opened,
             "raw_engine_note": warm["raw_engine_note"],
             "images_per_round": count,
-            "block_s": _PASSES * (count + SETTLE_IMAGES) * image_ms / 1e3,
+            "block_s": _PASSES * (PAUSE_S + (count + SETTLE_IMAGES) * image_ms / 1e3),
             "gpu_memory_mb": gpu_memory.used_mb(opened["pid"]),
             "blocks": [],
         }

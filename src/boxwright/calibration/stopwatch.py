@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from boxwright.calibration.sessions import Tensors
+from boxwright.core.timing import let_threads_sleep
 from boxwright.runtimes.backend import Backend
 
 _BLOCK_S = 0.12
@@ -40,8 +41,10 @@ def measure_in_turns(backends: Sequence[Backend], inputs: Tensors, *, rounds: in
 
 
 def _block(backend: Backend, inputs: Tensors, seconds: float) -> float:
-    """Median of the runs of a block, in milliseconds."""
+    """Median of the runs of a block, in milliseconds, after one that is not counted."""
     runs: list[float] = []
+    let_threads_sleep()
+    backend.run(inputs)
     end = time.perf_counter() + seconds
     while len(runs) < _FEWEST_RUNS or time.perf_counter() < end:
         start = time.perf_counter()
