@@ -43,9 +43,26 @@ def test_a_file_and_what_it_cost(
     assert document["map_after"] == pytest.approx(1.0, abs=0.05)
     assert document["num_images"] == 12 and "4 held-back images" in document["map_images"]
     assert document["num_quantized"] == len(QUANTIZABLE)
+    assert not any("finds next to nothing" in warning for warning in document["warnings"])
     assert ("NNCF" in document["method"]) == ("nncf" in wishes)
     with Detector(out, backend="onnxruntime", precision="int8") as detector:
         assert detector(colour_image((1, 1, "red"))).class_ids.tolist() == [2]
+
+
+@pytest.mark.parametrize("wishes", [(), ("--max-drop", "1", "--engines", "onnxruntime")])
+def test_a_float_model_that_finds_nothing_gives_a_warning(
+    tmp_path: Path, model: Path, capfd: pytest.CaptureFixture[str], wishes: tuple[str, ...]
+) -> None:
+    data = write_colour_data(tmp_path / "colours", num_images=20)
+    labels = data / "annotations" / "instances_val2017.json"
+    document = json.loads(labels.read_text())
+    for annotation in document["annotations"]:
+        annotation["category_id"] = annotation["category_id"] % 3 + 1
+    labels.write_text(json.dumps(document))
+    assert run(model, data, tmp_path / "m_int8.onnx", *wishes) == 0
+    warnings = json.loads(capfd.readouterr().out)["warnings"]
+    (warning,) = [warning for warning in warnings if "finds next to nothing" in warning]
+    assert "(mAP 0.0000)" in warning and "--preprocess and --labels" in warning
 
 
 def test_a_cache_for_tensorrts_calibrator(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import boxwright
 from boxwright.calibration.candidate import Quantizer, observed_tensors
 from boxwright.calibration.float_model import load_float_model
 from boxwright.calibration.held_back import Progress, divide_images, measure_on_held_back
-from boxwright.calibration.images import FEWEST_IMAGES, CalibrationImages, choose_images, network_inputs
+from boxwright.calibration.images import CalibrationImages, choose_images, network_inputs
 from boxwright.calibration.methods import MethodInputs, MethodResult, run_tool
 from boxwright.calibration.placement import rules_for
 from boxwright.calibration.ranges import RangeMethod
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.statistics import collect_statistics
+from boxwright.calibration.warning_words import float_model_warnings, image_warnings
 from boxwright.calibration.writing import write_model
 from boxwright.core.errors import InputError
 from boxwright.core.files import check_not_source, check_writable
@@ -126,7 +128,7 @@ def calibrate(
         manifest=manifest,
         num_layers=len(float_model.layers),
         num_quantized=len(float_model.layers) - len(made.layers_in_float),
-        warnings=_warnings(chosen, len(calibration.samples), measure and record.map_after is None),
+        warnings=tuple(_warnings(chosen, len(calibration.samples), record, measure=measure)),
         unreadable=tuple(f"{path}: {reason}" for path, reason in chosen.unreadable),
     )
 
@@ -150,15 +152,11 @@ def _quantize(inputs: MethodInputs, method: RangeMethod) -> MethodResult:
     )
 
 
-def _warnings(chosen: CalibrationImages, num_calibration: int, could_not_measure: bool) -> tuple[str, ...]:
-    result = []
-    if num_calibration < FEWEST_IMAGES:
-        result.append(
-            f"{num_calibration} images are few: ranges then hang on what these happen to show; "
-            f"give at least {FEWEST_IMAGES}"
-        )
-    if chosen.blank:
-        result.append(f"{len(chosen.blank)} images show one colour alone, for one {chosen.blank[0].name}")
-    if could_not_measure:
-        result.append("mAP before and after was not measured: too few labelled images to hold some back")
-    return tuple(result)
+def _warnings(
+    chosen: CalibrationImages, num_calibration: int, record: CalibrationRecord, *, measure: bool
+) -> Iterator[str]:
+    yield from image_warnings(chosen, num_calibration)
+    if record.map_before is not None:
+        yield from float_model_warnings(record.map_before)
+    if measure and record.map_after is None:
+        yield "mAP before and after was not measured: too few labelled images to hold some back"

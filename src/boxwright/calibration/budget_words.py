@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from boxwright.calibration.budget import Budget
 from boxwright.calibration.budget_images import SearchImages
-from boxwright.calibration.images import FEWEST_IMAGES
 from boxwright.calibration.search_result import SearchResult, Trial
 from boxwright.calibration.variant import Variant
+from boxwright.calibration.warning_words import float_model_warnings, image_warnings
 
 
 def advice(search: SearchResult, budget: Budget) -> str:
@@ -66,11 +66,11 @@ def failure(searches: Sequence[SearchResult], budget: Budget, *, is_written: boo
 
 def warnings_of(images: SearchImages, searches: Sequence[SearchResult], budget: Budget) -> Iterator[str]:
     """What the user should know of a search's result."""
-    count = len(images.calibration.samples)
-    if count < FEWEST_IMAGES:
-        yield (f"{count} images are few: ranges then hang on what these happen to show; give at least {FEWEST_IMAGES}")
-    if images.chosen.blank:
-        yield f"{len(images.chosen.blank)} images show one colour alone, for one {images.chosen.blank[0].name}"
+    yield from image_warnings(images.chosen, len(images.calibration.samples))
+    differences = [trial.evaluation.difference for search in searches for trial in search.trials[:1]]
+    maps_before = [difference.map_before for difference in differences if difference is not None]
+    if maps_before:
+        yield from float_model_warnings(min(maps_before))
     for search in searches:
         if search.time_is_up:
             yield f"{search.engine}: the time limit ended the search; run the same command again to go on"
