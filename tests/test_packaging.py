@@ -20,6 +20,9 @@ from models_for_tests import colour_cells_onnx
 pytest.importorskip("scikit_build_core", reason="the extra dev is not installed, so no wheel can be built here")
 requirements = pytest.importorskip("packaging.requirements")
 
+# In one process: two would compile in the same folder at the same time.
+pytestmark = pytest.mark.xdist_group("packaging")
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXTRAS = ("onnxruntime",)
 

@@ -17,6 +17,8 @@ from boxwright.core.decode_nms_attributes import DecodeNmsAttributes
 from decode_nms_case_file import write_case_file
 from decode_nms_cases import Case
 
+pytestmark = pytest.mark.xdist_group("compiled")  # once for each processor
+
 TESTS = Path(__file__).resolve().parents[1]
 FUZZ_CORPUS = TESTS / "csrc" / "fuzz_corpus"
 # Beyond this the reader of a sanitized build, and qemu, take seconds a case and find nothing new.

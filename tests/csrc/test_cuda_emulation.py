@@ -22,7 +22,10 @@ CORPUS = (Path(__file__).parents[1] / "core" / "decode_nms_corpus.jsonl").read_t
 NUM_PARTS = 8
 FORWARD, BACKWARD, SHUFFLED = range(3)
 COMPILER = next((name for name in ("g++", "clang++") if shutil.which(name)), None)
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler: neither g++ nor clang++ is on the PATH")
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler: neither g++ nor clang++ is on the PATH"),
+    pytest.mark.xdist_group("cuda emulation"),  # compiled once
+]
 
 
 def build(folder: Path, *options: str) -> EmulatedKernels:

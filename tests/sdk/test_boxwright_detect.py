@@ -27,6 +27,7 @@ from models_for_tests import CLASS_NAMES, COLUMNS, HEIGHT, ROWS, STRIDE, WIDTH, 
 from tolerances import SDK_BOXES, SDK_SCORES
 
 openvino = pytest.importorskip("openvino")
+pytestmark = pytest.mark.xdist_group("boxwright_detect")  # compiled once
 
 SOURCE = Path(__file__).resolve().parents[2] / "sdk" / "cpp"
 SIZE = (HEIGHT, WIDTH)
