@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -217,6 +218,27 @@ def test_time_that_is_up_leaves_what_was_found() -> None:
     result = searched(FakeEvaluator(seconds=0.01), 1.0, deadline=time.monotonic() + 0.2)
     assert result.time_is_up
     assert result.trials and result.trials[0].variant == Variant(engine="openvino")
+
+
+class SlowEvaluator(FakeEvaluator):
+    """Moves a clock: by a minute where it measures in full a form that is not float, else by a second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def evaluate(self, variant: Variant, choice: FakeChoice, **wishes: bool) -> Evaluation:
+        self.now += 60.0 if wishes.get("with_map") and variant.recipe is not None else 1.0
+        return super().evaluate(variant, choice, **wishes)
+
+
+@pytest.mark.parametrize("deadline", [200.0, 290.0, 420.0])
+def test_nothing_is_begun_that_would_end_after_the_time_limit(monkeypatch: pytest.MonkeyPatch, deadline: float) -> None:
+    evaluator = SlowEvaluator()
+    monkeypatch.setattr("boxwright.calibration.search.time", types.SimpleNamespace(monotonic=lambda: evaluator.now))
+    result = searched(evaluator, 0.5, deadline=deadline)
+    assert result.time_is_up and any(trial.variant.recipe is not None for trial in result.trials)
+    assert deadline - 62 < evaluator.now <= deadline + 1
 
 
 def test_layers_that_there_was_no_time_for_are_taken_for_middling_ones() -> None:
