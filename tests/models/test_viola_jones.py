@@ -18,6 +18,7 @@ from boxwright.models.classical.haar_features import (
     haar_features,
     sample_features,
 )
+from boxwright.models.classical.scan import SCALE_FACTOR, scan
 from boxwright.models.classical.viola_jones import CascadeSettings, StageReport, train_cascade
 from boxwright.models.classical.windows import random_windows
 from boxwright.runtimes.detector import Detector
@@ -149,6 +150,38 @@ def test_opencv_decides_the_same_for_random_cascades(seed: int, tmp_path: Path) 
     expected = cascade.passes(windows)
     assert 10 < expected.sum() < 190
     assert [opencv_passes(classifier, window) for window in windows] == list(expected)
+
+
+def test_a_scan_gives_what_opencv_takes_for_the_object(
+    trained: tuple[Cascade, list[StageReport]], tmp_path: Path
+) -> None:
+    whole, _ = trained
+    cascade = Cascade(window_hw=whole.window_hw, features=whole.features, stages=whole.stages[:1])
+    write_cascade(cascade, tmp_path / "first.xml")
+    classifier = cv2.CascadeClassifier(str(tmp_path / "first.xml"))
+    images = backgrounds(np.random.default_rng(8))
+    expected = [len(classifier.detectMultiScale(image, SCALE_FACTOR, 0)) for image in images]
+    found = scan(cascade, images, 10**6, np.random.default_rng(0), most_scanned=10**9)
+    assert found.num_passed == sum(expected) == len(found.windows) > 200
+    assert cascade.passes(found.windows).all()
+    # Of fewer than all, each image gives its share; a second time the same.
+    few = scan(cascade, images, 80, np.random.default_rng(0), most_scanned=10**9)
+    assert len(few.windows) == sum(min(count, 10) for count in expected)
+    again = scan(cascade, images, 80, np.random.default_rng(0), most_scanned=10**9)
+    np.testing.assert_array_equal(few.windows, again.windows)
+    first = scan(cascade, images, 10**6, np.random.default_rng(0), most_scanned=1)
+    assert first.num_passed in expected
+
+
+def test_a_scan_counts_every_place() -> None:
+    """Of a cascade that lets everything pass."""
+    features = sample_features((9, 11), 1, np.random.default_rng(0))
+    stage = Stage(stumps=(Stump(feature=0, threshold=0.0, below=-1.0, above=1.0),), threshold=-2.0)
+    cascade = Cascade(window_hw=(9, 11), features=features, stages=(stage,))
+    for size_hw in ((9, 11), (10, 40), (61, 83)):
+        noise = np.random.default_rng(1).integers(0, 256, size_hw, dtype=np.uint8)
+        found = scan(cascade, [noise], 10**6, np.random.default_rng(0), most_scanned=10**9)
+        assert found.num_passed == found.num_scanned == len(found.windows) > 0
 
 
 def test_finds_crosses_in_an_image(trained: tuple[Cascade, list[StageReport]], tmp_path: Path) -> None:

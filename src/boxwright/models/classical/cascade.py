@@ -118,6 +118,11 @@ def write_cascade(cascade: Cascade, path: str | os.PathLike[str]) -> None:
         cascade: of at least one stage.
         path: of the file, which should end in `.xml`.
     """
+    write_text(path, cascade_xml(cascade))
+
+
+def cascade_xml(cascade: Cascade) -> str:
+    """What `write_cascade` writes."""
     cascade = cascade.without_unused_features()
     height, width = cascade.window_hw
     most_stumps = max(len(stage.stumps) for stage in cascade.stages)
@@ -141,7 +146,7 @@ def write_cascade(cascade: Cascade, path: str | os.PathLike[str]) -> None:
         "</cascade>",
         "</opencv_storage>",
     ]
-    write_text(path, "\n".join(lines) + "\n")
+    return "\n".join(lines) + "\n"
 
 
 def _stage_lines(stage: Stage) -> list[str]:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from boxwright.core.errors import InputError, MissingDependencyError
 from boxwright.models.classical.cascade import Cascade, Stage, Stump, stage_limit
 from boxwright.models.classical.haar_features import FloatArray, IntegralWindows, Windows, sample_features
+from boxwright.models.classical.scan import scan
 from boxwright.models.classical.windows import check_windows, random_windows
 
-# Windows expected among those drawn for a stage where the cascade has just reached its target: enough to tell.
+# Windows expected among those looked at for a stage where the cascade has just reached its target: enough to tell.
 _WINDOWS_AT_TARGET = 20
-_WINDOWS_A_DRAW = 512
 _FIRST_BUDGET = 8
 
 
@@ -33,17 +33,18 @@ class CascadeSettings:
         min_true_positive_rate: that each stage keeps of the positives.
         max_false_positive_rate: at which a stage is done.
         max_stumps: of a stage, whatever it lets pass.
-        target_false_positive_rate: of the whole cascade on background windows, at which training ends.
+        target_false_positive_rate: of the whole cascade on the windows of the backgrounds at all places and scales, at
+            which training ends.
         num_features: drawn from all, for the whole cascade.
-        num_negatives: windows that each stage is trained against.
+        num_negatives: windows that each stage is trained against; fewer where the backgrounds give no more.
         seed: of the draws.
     """
 
-    num_stages: int = 10
+    num_stages: int = 20
     min_true_positive_rate: float = 0.995
     max_false_positive_rate: float = 0.5
     max_stumps: int = 100
-    target_false_positive_rate: float = 1e-4
+    target_false_positive_rate: float = 1e-6
     num_features: int = 2000
     num_negatives: int = 1000
     seed: int = 0
@@ -65,7 +66,7 @@ class StageReport:
         num_stumps: of the stage.
         true_positive_rate: of the positives that came to it.
         false_positive_rate: of its negatives.
-        negatives_passed_so_far: the share of random background windows that got as far as this stage.
+        negatives_passed_so_far: the share of background windows that got as far as this stage.
     """
 
     num_stumps: int
@@ -85,7 +86,8 @@ def train_cascade(
 
     Args:
         positives: (N, H, W) uint8 grey: the object, filling a window of that size.
-        backgrounds: (h, w) uint8 grey images without the object, from which negatives are drawn at all sizes.
+        backgrounds: (h, w) uint8 grey images without the object, from which negatives are taken at all sizes: at random
+            for the first stage, then what passes where OpenCV looks at every place.
         settings: see `CascadeSettings`.
         on_stage: told of every stage.
 
@@ -102,10 +104,9 @@ def train_cascade(
     window_hw = (positives.shape[1], positives.shape[2])
     features = sample_features(window_hw, settings.num_features, random)
     cascade = Cascade(window_hw=window_hw, features=features, stages=())
-    most_drawn = ceil(_WINDOWS_AT_TARGET / settings.target_false_positive_rate)
     for _ in range(settings.num_stages):
         positives = positives[cascade.passes(positives)]
-        negatives, share = mine_negatives(cascade, backgrounds, settings.num_negatives, random, most_drawn=most_drawn)
+        negatives, share = _negatives(cascade, backgrounds, settings, random)
         if len(positives) == 0 or (len(negatives) == 0 and not cascade.stages):  # later stages keep positives
             raise InputError(
                 "windows to learn from",
@@ -113,7 +114,7 @@ def train_cascade(
                 got=f"{len(positives)} and {len(negatives)} usable windows",
                 fix="pass other images",
             )
-        if cascade.stages and share <= settings.target_false_positive_rate:
+        if cascade.stages and (len(negatives) == 0 or share <= settings.target_false_positive_rate):
             break
         stage, report = _train_stage(cascade, positives, negatives, settings, share)
         cascade = Cascade(window_hw=window_hw, features=features, stages=(*cascade.stages, stage))
@@ -122,37 +123,17 @@ def train_cascade(
     return cascade.without_unused_features()
 
 
-def mine_negatives(
-    cascade: Cascade,
-    backgrounds: Sequence[NDArray[np.uint8]],
-    count: int,
-    random: np.random.Generator,
-    *,
-    most_drawn: int,
+def _negatives(
+    cascade: Cascade, backgrounds: Sequence[NDArray[np.uint8]], settings: CascadeSettings, random: np.random.Generator
 ) -> tuple[Windows, float]:
-    """Background windows that a cascade takes for the object.
-
-    Args:
-        cascade: of any number of stages; one without stages lets everything pass that has contrast.
-        backgrounds: (h, w) uint8 grey.
-        count: at most so many.
-        random: of the draws.
-        most_drawn: windows to look at before giving up.
-
-    Returns:
-        The windows (M, H, W), and the share of all drawn windows that passed.
-    """
-    found: list[Windows] = []
-    num_found = num_drawn = 0
-    while num_drawn < most_drawn:
-        windows = random_windows(backgrounds, cascade.window_hw, _WINDOWS_A_DRAW, random)
-        passing = windows[cascade.passes(windows)]
-        found.append(passing)
-        num_found += len(passing)
-        num_drawn += len(windows)
-        if num_found >= count:
-            break
-    return np.concatenate(found)[:count], num_found / num_drawn
+    """Background windows (M, H, W) that the cascade takes for the object, and the share of all that it does."""
+    if not cascade.stages:
+        windows = random_windows(backgrounds, cascade.window_hw, settings.num_negatives, random)
+        windows = windows[cascade.passes(windows)]
+        return windows, len(windows) / settings.num_negatives
+    most_scanned = ceil(_WINDOWS_AT_TARGET / settings.target_false_positive_rate)
+    found = scan(cascade, backgrounds, settings.num_negatives, random, most_scanned=most_scanned)
+    return found.windows, found.num_passed / found.num_scanned
 
 
 def _train_stage(
