@@ -9,7 +9,7 @@ import pytest
 
 from boxwright.cli.main import main
 from colour_data import write_colour_data
-from models_for_tests import save_colour_cells
+from models_for_tests import colour_cells_manifest, save_colour_cells
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +44,22 @@ def test_a_table_for_people(tmp_path: Path, data: Path, capfd: pytest.CaptureFix
     assert main(["val", str(model), "--data", str(data)]) == 0
     text = capfd.readouterr().out
     assert "AP50" in text and "green" in text and "PASCAL VOC" in text
+
+
+def test_some_of_the_classes(tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A model that knows green alone: refused on all classes, right on its own."""
+    manifest = colour_cells_manifest(class_names=("violet", "green", "orange"))
+    model = str(save_colour_cells(tmp_path / "m.onnx", "raw", manifest=manifest))
+    assert main(["val", model, "--data", str(data)]) == 2
+    assert "--classes" in capfd.readouterr().err
+    assert main(["val", model, "--data", str(data), "--classes", "green", "--json"]) == 0
+    report = json.loads(capfd.readouterr().out)
+    assert report["map"] == pytest.approx(1.0, abs=0.02) and report["num_images"] == 6
+    assert [row["name"] for row in report["per_class"]] == ["green"]
+    assert report["ignored_classes"] == ["violet", "orange"] and 0 < report["num_boxes"] < 7
+    for names, got in (("green,mauve", "mauve"), ("", "none")):
+        assert main(["val", model, "--data", str(data), "--classes", names]) == 2
+        assert f"expected names among blue, green, red, got {got}" in capfd.readouterr().err
 
 
 def test_the_score_threshold_changes_what_is_counted(

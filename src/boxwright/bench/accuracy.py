@@ -244,7 +244,8 @@ def match_classes(class_names: Sequence[str], dataset: Dataset) -> NDArray[np.in
             f"{dataset.root} (split {dataset.split}): class names",
             expected="classes that the model knows: " + _shorten(class_names),
             got="boxes of other classes: " + _shorten(missing),
-            fix="measure on the data the model was trained for, or export it with the --labels it was trained on",
+            fix="measure on the classes that it knows (--classes), on the data that it was trained for, or export it "
+            "with the --labels that it was trained on",
         )
     index_of_name = {name: index for index, name in reversed(list(enumerate(dataset.class_names)))}
     return np.array([index_of_name.get(name, -1) for name in class_names], dtype=np.int64)

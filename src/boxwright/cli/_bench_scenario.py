@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from boxwright.bench.scenario_run import ScenarioResult
     from boxwright.cli._bench_artifacts import SourceOptions
     from boxwright.cli._bench_plan import Matrix
+    from boxwright.data import Dataset
 
 
 def run_scenario(
@@ -22,7 +23,7 @@ def run_scenario(
     matrix: Matrix,
     options: SourceOptions,
     data: Path,
-    split: str,
+    dataset: Dataset,
     settings: Settings,
     out: Path | None,
     *,
@@ -38,8 +39,8 @@ def run_scenario(
         models: paths as they were given.
         matrix: what each is measured with.
         options: what authors' files do not say of themselves.
-        data: the data set.
-        split: of the data set.
+        data: folder of the data set.
+        dataset: read from it.
         settings: thresholds, cores, streams, time limit.
         out: folder for LoadGen's logs; one below `runs` where None.
         duration_s: of the performance mode, at least.
@@ -55,7 +56,6 @@ def run_scenario(
     from boxwright.bench.scenarios import ScenarioSettings, parse_scenario
     from boxwright.cli._bench_display import BenchDisplay
     from boxwright.cli._bench_plan import prepare_candidates
-    from boxwright.data import load_dataset
 
     name = parse_scenario(scenario)
     folder = out if out is not None else Path("runs") / f"loadgen-{name}"
@@ -66,7 +66,6 @@ def run_scenario(
         target_qps=target_qps,
         target_latency_ms=target_latency_ms,
     )
-    dataset = load_dataset(data, split)
     with BenchDisplay() as display:
         candidates = prepare_candidates(models, matrix, options, data, on_note=display.note)
         results = run_scenarios(candidates, dataset, folder, scenario=asked, settings=settings, observer=display)

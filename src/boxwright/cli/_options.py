@@ -33,6 +33,9 @@ ImageSizeOption = Annotated[
 ]
 IouOption = Annotated[float, typer.Option("--iou", min=0.0, max=1.0, help="NMS suppresses overlaps above this IoU.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, nothing else there.")]
+ClassesOption = Annotated[
+    str | None, typer.Option("--classes", help="Measure on these classes of the data alone, with commas.")
+]
 LabelsOption = Annotated[
     str | None, typer.Option("--labels", help="Classes of an author's file: coco, voc, a text file, or a,b,c.")
 ]

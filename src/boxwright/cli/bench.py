@@ -12,7 +12,9 @@ import typer
 
 from boxwright.cli._bench_compare import compare_results
 from boxwright.cli._bench_parsing import parse_cores, parse_names, parse_points, parse_precisions, parse_share
+from boxwright.cli._measured_data import load_measured
 from boxwright.cli._options import (
+    ClassesOption,
     DataIfAnyOption,
     DeviceOption,
     IouOption,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
     from boxwright.bench.run import BenchRun
     from boxwright.cli._bench_artifacts import SourceOptions
     from boxwright.cli._bench_plan import Matrix
+    from boxwright.data import Dataset
 
 _COMPARE = "compare"
 _MOST_NAMED_FILES = 5
@@ -46,6 +49,7 @@ def bench(
     ],
     data: DataIfAnyOption = None,
     split: SplitOption = "val",
+    classes: ClassesOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the report.")] = None,
     backends: Annotated[
         str | None, typer.Option("--backends", "--backend", help="Engines, with commas; by default the file decides.")
@@ -126,7 +130,7 @@ def bench(
             "--data", expected="a data set to measure on", got="none", fix="pass a COCO, VOC or YOLO folder"
         )
     if scenario is None:
-        _run(models, matrix, options, data, split, settings, out, as_json=as_json)
+        _run(models, matrix, options, data, load_measured(data, split, classes), settings, out, as_json=as_json)
     else:
         run_scenario(
             scenario,
@@ -134,7 +138,7 @@ def bench(
             matrix,
             options,
             data,
-            split,
+            load_measured(data, split, classes),
             settings,
             out,
             duration_s=duration,
@@ -149,7 +153,7 @@ def _run(
     matrix: Matrix,
     options: SourceOptions,
     data: Path,
-    split: str,
+    dataset: Dataset,
     settings: Settings,
     out: Path | None,
     *,
@@ -160,11 +164,9 @@ def _run(
     from boxwright.cli._bench_display import BenchDisplay
     from boxwright.cli._bench_plan import prepare_candidates
     from boxwright.core.codec import to_jsonable
-    from boxwright.data import load_dataset
 
     if out is not None:
         check_report_writable(out)
-    dataset = load_dataset(data, split)
 
     def deliver(run: BenchRun) -> None:
         display.stop()

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from boxwright.cli._measured_data import load_measured
 from boxwright.cli._opening import CheckpointOptions, open_detector
 from boxwright.cli._options import (
     BackendOption,
+    ClassesOption,
     ConfOption,
     DataOption,
     DeviceOption,
@@ -40,6 +42,7 @@ def val(
     model: Annotated[Path, typer.Argument(help="Exported model, or a training checkpoint to run on PyTorch.")],
     data: DataOption,
     split: SplitOption = "val",
+    classes: ClassesOption = None,
     conf: ConfOption = 0.001,
     iou: IouOption = 0.7,
     backend: BackendOption = None,
@@ -54,7 +57,6 @@ def val(
 ) -> None:
     """Measure the mAP of a model file on a data set."""
     from boxwright.bench.accuracy import evaluate
-    from boxwright.data import load_dataset
 
     checkpoint = CheckpointOptions(
         variant=variant,
@@ -62,7 +64,7 @@ def val(
         preprocess=preprocess,
         size_hw=None if imgsz is None else parse_image_size(imgsz),
     )
-    dataset = load_dataset(data, split)
+    dataset = load_measured(data, split, classes)
     with (
         open_detector(
             model,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,10 +104,49 @@ class Dataset:
         """The same data set with these samples alone."""
         return dataclasses.replace(self, samples=tuple(samples))
 
+    def with_classes(self, class_ids: Sequence[int]) -> Dataset:
+        """All images with the boxes of these classes alone, which become the classes 0, 1 ..."""
+        new_ids = np.full(len(self.class_names), -1, np.int64)
+        new_ids[list(class_ids)] = np.arange(len(class_ids))
+        return dataclasses.replace(
+            self,
+            class_names=tuple(self.class_names[class_id] for class_id in class_ids),
+            category_ids=tuple(self.category_ids[class_id] for class_id in class_ids),
+            samples=tuple(_with_class_ids(sample, new_ids[sample.class_ids]) for sample in self.samples),
+        )
+
+    def only_classes(self, names: Sequence[str]) -> Dataset:
+        """All images with the boxes of the classes of these names alone.
+
+        Raises:
+            DatasetError: where there is no such class.
+        """
+        unknown = [name for name in names if name not in self.class_names]
+        if unknown or not names:
+            raise DatasetError(
+                f"{self.root} (split {self.split}): classes",
+                expected="names among " + ", ".join(self.class_names),
+                got=", ".join(unknown) or "none",
+                fix="correct them",
+            )
+        return self.with_classes([index for index, name in enumerate(self.class_names) if name in names])
+
     def without_images(self, image_paths: Collection[Path]) -> Dataset:
         """The same data set less these images, such as `Report.unusable_images`."""
         excluded = set(image_paths)
         return self.with_samples(sample for sample in self.samples if sample.image_path not in excluded)
+
+
+def _with_class_ids(sample: Sample, class_ids: NDArray[np.int64]) -> Sample:
+    """The boxes whose class is not -1."""
+    kept = class_ids >= 0
+    return dataclasses.replace(
+        sample,
+        boxes_xyxy=sample.boxes_xyxy[kept],
+        class_ids=class_ids[kept],
+        is_crowd=sample.is_crowd[kept],
+        areas=sample.areas[kept],
+    )
 
 
 def _check(name: str, array: object, dtype: type, shape: tuple[int, ...]) -> None:

@@ -6,11 +6,8 @@ import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from boxwright.bench.accuracy import predict_all, score
-from boxwright.data import Dataset, Sample, list_splits, load_dataset
+from boxwright.data import Dataset, list_splits, load_dataset
 from boxwright.runtimes.detector import Detector
 from boxwright.training.config import TrainConfig
 
@@ -52,7 +49,7 @@ def measure_class(file: Path, val: Dataset, class_id: int, tell: Callable[[str],
         tell: is told in a line what has been done.
     """
     name, split = val.class_names[class_id], val.split
-    dataset = _of_class(val, class_id)
+    dataset = val.with_classes([class_id])
     if not any((~sample.is_crowd).any() for sample in dataset.samples):
         tell(f"{name}: no boxes in the split {split!r}, so nothing is measured")
         return None
@@ -71,21 +68,3 @@ def measure_class(file: Path, val: Dataset, class_id: int, tell: Callable[[str],
     )
     tell(f"{name}: AP50 {found.map50:.4f} on {split}, {found.num_images} images with {found.num_boxes} boxes")
     return found
-
-
-def _of_class(dataset: Dataset, class_id: int) -> Dataset:
-    """All images, with the boxes of one class."""
-    samples = tuple(_keep(sample, sample.class_ids == class_id) for sample in dataset.samples)
-    return dataclasses.replace(
-        dataset, class_names=dataset.class_names[class_id : class_id + 1], category_ids=(1,), samples=samples
-    )
-
-
-def _keep(sample: Sample, kept: NDArray[np.bool_]) -> Sample:
-    return dataclasses.replace(
-        sample,
-        boxes_xyxy=sample.boxes_xyxy[kept],
-        class_ids=np.zeros(int(kept.sum()), dtype=np.int64),
-        is_crowd=sample.is_crowd[kept],
-        areas=sample.areas[kept],
-    )
