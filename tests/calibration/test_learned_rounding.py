@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -89,7 +91,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> FloatModel:
     return float_model(tmp_path_factory.mktemp("rounding"))
 
 
-def prepared(model: FloatModel, *, seconds: float) -> tuple[dict[str, QuantizedLayer], RepairContext]:
+def prepared(model: FloatModel, *, work: float) -> tuple[dict[str, QuantizedLayer], RepairContext]:
     """All layers but the predictions with coarse weights, whose rounding matters."""
     tensors = {layer.input_name: layer.channel_axis for layer in model.layers}
     statistics = collect_statistics(model, (({"images": x}, 1, 0) for x in inputs(NUM_IMAGES)), tensors=tensors)
@@ -104,11 +106,11 @@ def prepared(model: FloatModel, *, seconds: float) -> tuple[dict[str, QuantizedL
         for image in inputs(NUM_IMAGES):
             yield {"images": image}, 1
 
-    return layers, RepairContext(model=model, statistics=statistics, recipe=RECIPE, batches=batches, seconds=seconds)
+    return layers, RepairContext(model=model, statistics=statistics, recipe=RECIPE, batches=batches, work=work)
 
 
 def test_the_heads_come_closer_to_those_of_the_float_model(model: FloatModel) -> None:
-    layers, context = prepared(model, seconds=60)
+    layers, context = prepared(model, work=60)
     repaired = repairs()["learned_rounding"].run(layers, context)
     assert repaired.keys() == layers.keys()
     changed = [name for name in layers if repaired[name] is not layers[name]]
@@ -128,7 +130,35 @@ def heads(proto: onnx.ModelProto, images: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([array.ravel() for image in images for array in session.run(None, {"images": image})])
 
 
-def test_without_time_nothing_changes(model: FloatModel) -> None:
-    layers, context = prepared(model, seconds=-1)
+def test_without_work_nothing_changes(model: FloatModel) -> None:
+    layers, context = prepared(model, work=0)
     repaired = repairs()["learned_rounding"].run(layers, context)
     assert all(repaired[name] is layers[name] for name in layers)
+
+
+def test_a_slow_machine_comes_to_the_same_weights(model: FloatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    layers, context = prepared(model, work=60)
+    repair = repairs()["learned_rounding"]
+    quick = repair.run(layers, context)
+    clock = itertools.count(step=3600.0)
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    slow = repair.run(layers, context)
+    for name in layers:
+        np.testing.assert_array_equal(slow[name].weight.values, quick[name].weight.values)
+
+
+def test_less_work_looks_at_fewer_images(model: FloatModel) -> None:
+    layers, context = prepared(model, work=60)
+    drawn = []
+    for work in np.geomspace(1e-4, 1.0, 30):
+        images = []
+
+        def counted(images: list[int] = images) -> Iterator[tuple[Tensors, int]]:
+            for index, batch in enumerate(context.batches()):
+                images.append(index)
+                yield batch
+
+        repairs()["learned_rounding"].run(layers, replace(context, batches=counted, work=float(work)))
+        drawn.append(len(images))
+    assert drawn == sorted(drawn) and drawn[0] == 0 and drawn[-1] == NUM_IMAGES
+    assert any(8 < count < NUM_IMAGES for count in drawn)

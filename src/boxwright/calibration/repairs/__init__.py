@@ -31,7 +31,8 @@ class RepairContext:
         batches: makes the network's inputs of the calibration images anew, with how many images count in each; the
             images of the fold left out are not among them.
         leave_out: fold of images that must have no part in it.
-        seconds: that it may take, about.
+        work: that it may cost, in seconds of an idle machine of two cores by a count of its multiplications. Never by
+            the clock: a busy machine must come to the same weights.
     """
 
     model: FloatModel
@@ -39,7 +40,7 @@ class RepairContext:
     recipe: Recipe
     batches: Callable[[], Iterator[tuple[Tensors, int]]]
     leave_out: int | None = None
-    seconds: float = 60.0
+    work: float = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,6 @@ of one column after another, and the Cholesky factor of the inverse).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -38,6 +37,11 @@ _JUDGING = 4
 _DAMPING = 0.05
 # Larger layers are left alone: (K, K) matrices of this many bytes are all that is held at a time.
 _MOST_BYTES = 256 * 2**20
+# With fewer images than that a matrix says little.
+_FEWEST_IMAGES = 8
+# Measured on two cores: products of the network and of covariances, values drawn and rounded, what inverting a matrix
+# of K x K takes by K^3, and changes of weights that are still to be rounded.
+_PRODUCTS_A_SECOND, _VALUES_A_SECOND, _SOLVED_A_SECOND, _CHANGES_A_SECOND = 2e10, 5e7, 5e9, 4e8
 
 
 @dataclass(kw_only=True, eq=False)
@@ -78,16 +82,20 @@ class _Task:
 
 
 def run(layers: QuantizedLayers, context: RepairContext) -> dict[str, QuantizedLayer]:
-    """Round the weights of all layers anew, as far as the time goes."""
-    deadline = time.monotonic() + context.seconds
+    """Round the weights of all layers anew, as far as the work goes."""
     result = dict(layers)
+    left = context.work
+    an_image = sum(context.statistics.macs(layer) for layer in context.model.layers) / _PRODUCTS_A_SECOND
     nodes = {node.name: node for node in ir.from_proto(context.model.raw_proto).graph}
-    for batch_of_layers in _pieces(layers.values(), nodes):
-        if time.monotonic() > deadline:
+    for tasks in _pieces(layers.values(), nodes):
+        left -= sum(_rounding_work(task) for task in tasks)
+        work = an_image + sum(_observing_work(task) for task in tasks)
+        most_images = int(left / work)
+        if most_images < _FEWEST_IMAGES:
             break
-        _observe(batch_of_layers, context, deadline)
-        for task in batch_of_layers:
-            if task.judging.count and time.monotonic() < deadline:
+        left -= work * _observe(tasks, context, most_images)
+        for task in tasks:
+            if task.learning.count and task.judging.count:
                 result[task.quantized.layer.name or ""] = _round_anew(task, context)
     return result
 
@@ -124,23 +132,40 @@ def _pieces(layers: Iterable[QuantizedLayer], nodes: dict[str | None, ir.Node]) 
     yield piece
 
 
-def _observe(tasks: Sequence[_Task], context: RepairContext, deadline: float) -> None:
-    """Run the float model and gather what the layers read, as their integers stand for it."""
+def _observing_work(task: _Task) -> float:
+    """Seconds that an image costs, about."""
+    groups, size = task.learning.shape
+    values = _POSITIONS_AN_IMAGE * groups * size
+    return values / _VALUES_A_SECOND + values * size / _PRODUCTS_A_SECOND
+
+
+def _rounding_work(task: _Task) -> float:
+    """Seconds that `round_columns` takes, about."""
+    groups, size = task.learning.shape
+    changes = task.quantized.layer.weight.size * size / 2
+    return groups * size**3 / _SOLVED_A_SECOND + changes / _CHANGES_A_SECOND
+
+
+def _observe(tasks: Sequence[_Task], context: RepairContext, most_images: int) -> int:
+    """Run the float model and gather what the layers read, as their integers stand for it; of how many images."""
     names = list(dict.fromkeys(task.quantized.layer.input_name for task in tasks))
     session = open_session(with_outputs(context.model.raw_proto, names))
     computed = [output.name for output in session.get_outputs()]
-    for index, (inputs, count) in enumerate(context.batches()):
-        if time.monotonic() > deadline:
+    seen = 0
+    for inputs, count in context.batches():
+        if seen >= most_images:
             break
         arrays = dict(inputs) | dict(zip(computed, session.run(computed, dict(inputs)), strict=True))
         for position, task in enumerate(tasks):
-            random = np.random.default_rng((index, position))
-            of_task = task.judging if index % _JUDGING == _JUDGING - 1 else task.learning
-            for activation in arrays[task.quantized.layer.input_name][:count]:
+            random = np.random.default_rng((seen, position))
+            for index, activation in enumerate(arrays[task.quantized.layer.input_name][:count], start=seen):
+                of_task = task.judging if index % _JUDGING == _JUDGING - 1 else task.learning
                 columns = sample_columns(
                     _channels_first(activation, task.quantized.layer), task.geometry, _POSITIONS_AN_IMAGE, random
                 )
                 of_task.add(_grouped(_as_integers_stand(columns, task.quantized.input), task.quantized.layer))
+        seen += count
+    return seen
 
 
 def _channels_first(activation: FloatArray, layer: Layer) -> FloatArray:
