@@ -13,6 +13,7 @@ import pytest
 from bench_reports import failed, report_of, result_of
 from boxwright.bench.accuracy import Predictions
 from boxwright.bench.gallery import find_disagreements, share_without_partner
+from boxwright.bench.noise import Comparison, Verdict
 from boxwright.bench.report import check_report_writable, write_report
 from boxwright.bench.report_html import page_data, to_html
 from boxwright.bench.report_markdown import pair_lines, to_markdown
@@ -264,6 +265,19 @@ def test_of_many_pairs_neighbours_and_equals_are_told(tmp_path: Path) -> None:
     assert any(line.startswith("m4 and m5: the first is faster") for line in lines)
     assert not any(line.startswith("m0 and m5") for line in lines)
     assert lines[-1] == f"the other {21 - (len(lines) - 1)} pairs differ, and are in the JSON"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict", "words"),
+    [
+        (0.97, 1.04, "equal", "equal within the noise"),
+        (0.02, 3.0, "equal", "cannot be told apart"),
+        (0.0, 3.0, "equal", "cannot be told apart"),
+        (0.5, 0.9, "faster", "the first is faster"),
+    ],
+)
+def test_a_verdict_in_words(low: float, high: float, verdict: Verdict, words: str) -> None:
+    assert Comparison(ratio=0.7, low=low, high=high, verdict=verdict).in_words().startswith(words)
 
 
 def test_many_candidates_fit_a_narrow_page(tmp_path: Path) -> None:

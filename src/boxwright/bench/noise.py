@@ -27,6 +27,8 @@ Verdict = Literal["equal", "faster", "slower"]
 
 # Smaller differences are not worth a word, and no machine that does other things too can promise them.
 EQUAL_WITHIN = 0.02
+# High over low end of an interval, beyond which it says next to nothing.
+_MOST_SPREAD = 1.5
 _RESAMPLES = 1000
 _SEED = 20240501
 # Student's t that 95 % lie within, by degrees of freedom; between them the inverse is interpolated.
@@ -58,6 +60,13 @@ class Comparison:
     low: float
     high: float
     verdict: Verdict
+
+    def in_words(self) -> str:
+        """The verdict; where next to nothing is known, that."""
+        if self.verdict != "equal":
+            return f"the first is {self.verdict}"
+        is_known = self.high <= _MOST_SPREAD * self.low
+        return "equal within the noise" if is_known else "cannot be told apart by so few launches, or so disturbed ones"
 
 
 def typical_time(rounds: Rounds) -> Interval:

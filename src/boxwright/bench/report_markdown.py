@@ -181,8 +181,7 @@ def pair_lines(report: BenchReport) -> list[str]:
     for pair in pairs:
         comparison = pair.comparison
         interval = f"ratio of the times {comparison.ratio:.3f}, {comparison.low:.3f} to {comparison.high:.3f}"
-        verdict = "equal within the noise" if comparison.verdict == "equal" else f"the first is {comparison.verdict}"
-        lines.append(f"{pair.first} and {pair.second}: {verdict} ({interval})")
+        lines.append(f"{pair.first} and {pair.second}: {comparison.in_words()} ({interval})")
     if len(pairs) < len(report.pairs):
         lines.append(f"the other {len(report.pairs) - len(pairs)} pairs differ, and are in the JSON")
     return lines

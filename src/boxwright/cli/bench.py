@@ -203,7 +203,7 @@ def _print_report(report: BenchReport) -> None:
             console.print(f"{row.name}: {row.status}: {row.reason}", highlight=False, markup=False, soft_wrap=True)
     for pair in report.pairs:
         if pair.comparison.verdict == "equal":
-            words = f"equally fast within the noise: {pair.first} and {pair.second}"
+            words = f"{pair.first} and {pair.second}: {pair.comparison.in_words()}"
             console.print(words, highlight=False, markup=False, soft_wrap=True)
     for note in report.notes:
         console.print(f"note: {note}", highlight=False, markup=False, soft_wrap=True)
