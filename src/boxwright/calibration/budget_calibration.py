@@ -12,7 +12,7 @@ from pathlib import Path
 import boxwright
 from boxwright.bench.candidate import content_sha256 as model_sha256
 from boxwright.calibration.budget import Budget
-from boxwright.calibration.budget_files import BudgetFile, name_files, plan_files, write_file
+from boxwright.calibration.budget_files import BudgetFile, name_files, plan_files, possible_paths, write_files
 from boxwright.calibration.budget_images import SearchImages, batches_without, fold_batches, read_images
 from boxwright.calibration.budget_words import advice, failure, warnings_of
 from boxwright.calibration.candidate import Quantizer, observed_tensors
@@ -25,8 +25,9 @@ from boxwright.calibration.placement import rules_for
 from boxwright.calibration.search import Progress, Search
 from boxwright.calibration.search_result import SearchResult
 from boxwright.calibration.statistics import Statistics, collect_statistics
+from boxwright.calibration.writing import check_target
 from boxwright.core.errors import AnswerIsNoError, InputError
-from boxwright.core.files import cache_dir, check_not_source, check_writable
+from boxwright.core.files import cache_dir
 from boxwright.core.machine import describe_machine
 from boxwright.data.hashing import content_sha256
 
@@ -121,6 +122,7 @@ def calibrate_to_budget(
         choice = prepare_choice(
             images.choice, images.choice_folds, float_model.manifest, float_model.proto, Path(folder)
         )
+        stores = [_store(model, images, engine, num_threads, resume) for engine in engines]
         evaluator = Evaluator(float_model, quantizer, num_threads=num_threads)
         searches = [
             Search(
@@ -130,10 +132,10 @@ def calibrate_to_budget(
                 choice=choice,
                 budget=budget,
                 macs={layer.name: statistics.macs(layer) for layer in float_model.layers},
-                store=_store(model, images, engine, num_threads, resume),
+                store=store,
                 on_progress=report,
             )
-            for engine in engines
+            for engine, store in zip(engines, stores, strict=True)
         ]
         found = _run_in_turn(searches, evaluator, choice, deadline, report)
     result = BudgetResult(
@@ -142,16 +144,14 @@ def calibrate_to_budget(
         holds=all(search.chosen() is not None for search in found),
         searches=tuple(found),
         advice=tuple(advice(search, budget) for search in found),
-        warnings=tuple(warnings_of(images, found, budget)),
+        warnings=(*warnings_of(images, found, budget), *_warnings_of_cache(stores)),
         unreadable=tuple(f"{path}: {reason}" for path, reason in images.chosen.unreadable),
         seconds=time.monotonic() - started,
     )
     if not result.holds and not allow_worse:
         raise BudgetError(failure(found, budget, is_written=False), result)
-    files = tuple(
-        write_file(path, trial, served, float_model, quantizer, statistics, images, found)
-        for path, trial, served in name_files(target, plan_files(found, budget))
-    )
+    named = name_files(target, plan_files(found, budget))
+    files = write_files(named, float_model, quantizer, statistics, images, found)
     result = replace(result, files=files, seconds=time.monotonic() - started)
     if not result.holds:
         raise BudgetError(failure(found, budget, is_written=True), result)
@@ -199,8 +199,8 @@ def _check_arguments(
             "--time-limit", expected="minutes above 0", got=f"{time_limit_minutes:g}", fix="pass 15, for one"
         )
     check_engines(engines)
-    check_not_source(target, model)
-    check_writable(target)
+    for path in possible_paths(target, engines):
+        check_target(path, model)
 
 
 def _time_finalists(search: SearchResult, evaluator: Evaluator, choice: ChoiceSet, report: Progress) -> None:
@@ -243,3 +243,9 @@ def _store(
     if not resume:
         store.forget()
     return store
+
+
+def _warnings_of_cache(stores: Sequence[EvaluationStore]) -> list[str]:
+    """One line for all engines, whose files lie in one folder."""
+    troubles = [store.trouble for store in stores if store.trouble is not None]
+    return [f"measurements were not kept, so the search cannot be resumed: {trouble}" for trouble in troubles[:1]]

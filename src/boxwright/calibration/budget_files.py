@@ -12,9 +12,10 @@ from boxwright.calibration.budget_images import SearchImages
 from boxwright.calibration.candidate import Quantizer
 from boxwright.calibration.executed import executed_layers
 from boxwright.calibration.float_model import FloatModel
+from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.search_result import SearchResult, Trial
 from boxwright.calibration.statistics import Statistics
-from boxwright.calibration.writing import write_model
+from boxwright.calibration.writing import write_models
 from boxwright.core.manifest import CalibrationRecord, Manifest
 from boxwright.data.hashing import content_sha256
 
@@ -72,10 +73,43 @@ def name_files(
     """The path of each form: the one asked for where there is one form, else `<stem>.<engine>.onnx` beside it."""
     if len(plan) == 1:
         return [(target, *plan[0])]
-    return [(target.with_name(f"{target.stem}.{served[0]}.onnx"), trial, served) for trial, served in plan]
+    return [(_path_for(target, served[0]), trial, served) for trial, served in plan]
 
 
-def write_file(
+def possible_paths(target: Path, engines: Sequence[str]) -> list[Path]:
+    """All paths that `name_files` may give: the one asked for, and with several engines one for each."""
+    return [target, *(_path_for(target, engine) for engine in engines if len(engines) > 1)]
+
+
+def _path_for(target: Path, engine: str) -> Path:
+    return target.with_name(f"{target.stem}.{engine}.onnx")
+
+
+def write_files(
+    named: Sequence[tuple[Path, Trial, tuple[str, ...]]],
+    model: FloatModel,
+    quantizer: Quantizer,
+    statistics: Statistics,
+    images: SearchImages,
+    searches: Sequence[SearchResult],
+) -> tuple[BudgetFile, ...]:
+    """Build the forms from all calibration images, and write all files with their manifests, or none.
+
+    Raises:
+        OutputError: where one cannot be written.
+    """
+    made = [
+        (
+            quantizer.build(_recipe(trial)),
+            make_file(path, trial, served, model, quantizer, statistics, images, searches),
+        )
+        for path, trial, served in named
+    ]
+    write_models([(proto, file.manifest, file.path) for proto, file in made])
+    return tuple(file for _, file in made)
+
+
+def make_file(
     path: Path,
     trial: Trial,
     served: tuple[str, ...],
@@ -85,23 +119,32 @@ def write_file(
     images: SearchImages,
     searches: Sequence[SearchResult],
 ) -> BudgetFile:
-    """Build the form of a trial from all calibration images, and write it with its manifest."""
-    recipe, difference = trial.variant.recipe, trial.evaluation.difference
-    assert recipe is not None and difference is not None
-    proto = quantizer.build(recipe)
-    macs = {layer.name: statistics.macs(layer) for layer in model.layers}
+    """What is said of a file, in its manifest and in the report; nothing is written."""
+    recipe, difference = _recipe(trial), trial.evaluation.difference
+    assert difference is not None
     raw = quantizer.build(recipe, raw=True)
-    executed = {engine: executed_layers(engine, raw, model, macs) for engine in served}
+    macs = {layer.name: statistics.macs(layer) for layer in model.layers}
+    executed = {
+        engine: executed_layers(engine, raw, model, macs, precision=trial.variant.precision) for engine in served
+    }
+    shares = {engine: found.int8_share for engine, found in executed.items() if found is not None}
     quantized = {layer.name for layer in quantizer.quantized(recipe)}
+    in_order = [layer.name for layer in model.layers]
     record = CalibrationRecord(
         method=f"{recipe.describe()} for {', '.join(served)}, searched",
         data_sha256=content_sha256(images.calibration),
         num_images=len(images.calibration.samples),
-        layers_in_float=tuple(layer.name for layer in model.layers if layer.name not in quantized),
+        layers_in_float=tuple(name for name in in_order if name not in quantized),
+        layers_run_twice=tuple(
+            name for name in in_order if name in quantized & recipe.fine_layers - recipe.finest_layers
+        ),
+        layers_run_three_times=tuple(name for name in in_order if name in quantized & recipe.finest_layers),
+        int8_share={engine: round(share, 4) for engine, share in shares.items()} or None,
         map_before=difference.map_before,
         map_after=difference.map_after,
         map_images=f"{images.described}, on {trial.variant.engine}; 90 % of resampled drops lie between "
         f"{100 * difference.low:.2f} and {100 * difference.high:.2f} points",
+        map_images_sha256=content_sha256(images.choice),
         latency_ms=_latencies(searches),
     )
     manifest = replace(
@@ -111,9 +154,12 @@ def write_file(
         verification=None,
         boxwright_version=boxwright.__version__,
     )
-    write_model(proto, manifest, path)
-    shares = {engine: found.int8_share for engine, found in executed.items() if found is not None}
     return BudgetFile(path=path, engines=served, manifest=manifest, trial=trial, int8_share=shares)
+
+
+def _recipe(trial: Trial) -> Recipe:
+    assert trial.variant.recipe is not None
+    return trial.variant.recipe
 
 
 def _latencies(searches: Sequence[SearchResult]) -> dict[str, float]:

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,17 +23,22 @@ class EvaluationStore:
     """A file of evaluations, one JSON object a line; lines of an interrupted write are passed over.
 
     Args:
-        folder: that holds a file for each subject; None keeps nothing.
+        folder: that holds a file for each subject; None keeps nothing, and neither does one that cannot be used.
         subject: all that the measurements hang on beside the variant: model, images, engines, machine.
+
+    Attributes:
+        trouble: why nothing is kept although a folder was given.
     """
 
     def __init__(self, folder: Path | None, subject: Mapping[str, object]) -> None:
         self._known: dict[str, Evaluation] = {}
         self._file: Path | None = None
+        self.trouble: str | None = None
         if folder is not None:
-            folder.mkdir(parents=True, exist_ok=True)
             self._file = folder / f"{_digest({'version': _VERSION, **subject})[:24]}.jsonl"
-            self._read(self._file)
+            with self._without_file_on_failure():
+                folder.mkdir(parents=True, exist_ok=True)
+                self._read(self._file)
         self.num_found = 0
 
     def __len__(self) -> int:
@@ -51,7 +56,7 @@ class EvaluationStore:
         self._known[digest] = evaluation
         if self._file is not None:
             line = json.dumps({"key": digest, "evaluation": asdict(evaluation)})
-            with open(self._file, "a", encoding="utf-8") as stream:
+            with self._without_file_on_failure(), open(self._file, "a", encoding="utf-8") as stream:
                 stream.write(line + "\n")
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -60,12 +65,22 @@ class EvaluationStore:
         """Start anew."""
         self._known.clear()
         if self._file is not None:
-            self._file.unlink(missing_ok=True)
+            with self._without_file_on_failure():
+                self._file.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _without_file_on_failure(self) -> Iterator[None]:
+        """Keep nothing from now on where the disk refuses: a search is worth more than its notes."""
+        try:
+            yield
+        except OSError as error:
+            self.trouble = f"{self._file}: {error.strerror or error}"
+            self._file = None
 
     def _read(self, file: Path) -> None:
         if not file.is_file():
             return
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
             with contextlib.suppress(ValueError, KeyError, TypeError):  # a line cut off by the end of its process
                 entry = json.loads(line)
                 self._known[entry["key"]] = _evaluation(entry["evaluation"])

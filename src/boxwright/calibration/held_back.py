@@ -14,6 +14,7 @@ from boxwright.bench.accuracy import evaluate
 from boxwright.calibration.writing import write_model
 from boxwright.core.manifest import CalibrationRecord, Manifest
 from boxwright.data import Dataset
+from boxwright.data.hashing import content_sha256
 from boxwright.runtimes.detector import Detector
 
 Progress = Callable[[str, int, int], None]
@@ -61,6 +62,7 @@ def measure_on_held_back(
         map_before=results[0],
         map_after=results[1],
         map_images=f"{total} held-back images of {held_back.name} {held_back.split}, on {_engine_to_measure(engine)}",
+        map_images_sha256=content_sha256(held_back),
     )
 
 

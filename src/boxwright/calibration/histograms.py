@@ -29,13 +29,14 @@ class ChannelHistograms:
     """A histogram for each channel of a tensor.
 
     Attributes:
-        counts: (C, NUM_BINS) of the values that were sampled.
+        counts: (C, NUM_BINS) of the values that were sampled; of 64 bits once 32 might not hold them.
         minimum: (C,) of all values, sampled or not; +inf before the first.
         maximum: likewise.
     """
 
     def __init__(self, num_channels: int) -> None:
-        self.counts = np.zeros((num_channels, NUM_BINS), dtype=np.uint32)
+        self.counts: NDArray[np.uint32] | NDArray[np.uint64] = np.zeros((num_channels, NUM_BINS), dtype=np.uint32)
+        self._most = 0  # no bin holds more
         self.minimum = np.full(num_channels, np.inf, dtype=np.float32)
         self.maximum = np.full(num_channels, -np.inf, dtype=np.float32)
 
@@ -61,14 +62,23 @@ class ChannelHistograms:
         bins = _bins_of(np.ascontiguousarray(sampled))  # (C, m)
         bins += np.arange(self.num_channels, dtype=np.int64)[:, None] * NUM_BINS
         counted = np.bincount(bins.ravel(), minlength=self.counts.size)
-        self.counts += counted.reshape(self.counts.shape).astype(np.uint32)
+        self._make_room(bins.shape[1])
+        self.counts += counted.reshape(self.counts.shape).astype(self.counts.dtype)
 
     def __add__(self, other: ChannelHistograms) -> ChannelHistograms:
         total = ChannelHistograms(self.num_channels)
-        total.counts = self.counts + other.counts
+        total.counts, total._most = self.counts, self._most
+        total._make_room(other._most)
+        total.counts = total.counts + other.counts
         total.minimum = np.minimum(self.minimum, other.minimum)
         total.maximum = np.maximum(self.maximum, other.maximum)
         return total
+
+    def _make_room(self, more: int) -> None:
+        """Widen the counts where so many more values in one bin might be too much for 32 bits."""
+        self._most += more
+        if self._most > np.iinfo(self.counts.dtype).max:
+            self.counts = self.counts.astype(np.uint64)
 
     def means(self) -> DoubleArray:
         """Mean of each channel, (C,), from the middles of the bins."""

@@ -3,28 +3,50 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from boxwright.core.files import atomic_directory
+from boxwright.calibration.budget import feared_drop
+from boxwright.core.errors import OutputError
+from boxwright.core.files import atomic_file, check_writable, write_text
 
 if TYPE_CHECKING:
     from boxwright.calibration.budget_calibration import BudgetResult
     from boxwright.calibration.search_result import SearchResult, Trial
 
 
+REPORT_FILE, PICTURE_FILE = "report.json", "search.png"
+
+
+def check_report_writable(folder: Path, models: Sequence[Path] = ()) -> None:
+    """Raise `OutputError` now where a report could not be written to that folder beside these models later."""
+    if folder.resolve() in [path.resolve() for path in models]:
+        raise OutputError(str(folder), expected="a folder", got="the name of a model", fix="pass another --report")
+    for name in (REPORT_FILE, PICTURE_FILE):
+        if (folder / name).is_dir():
+            raise OutputError(
+                str(folder / name), expected="a file, or none yet", got="a folder", fix="pass another --report"
+            )
+        check_writable(folder / name, leaves_folder=False)
+
+
 def write_report(result: BudgetResult, folder: Path) -> None:
-    """Write `report.json` and, where matplotlib is installed, `search.png` into a folder, which is replaced.
+    """Write `report.json` and `search.png`, each whole or not at all; what else the folder holds stays.
+
+    Args:
+        result: of a search.
+        folder: made where it is not there.
 
     Raises:
-        OutputError: where it cannot be written.
+        OutputError: where a file cannot be written.
+        MissingDependencyError: where the extra `bench` is not installed; `report.json` is there all the same.
     """
     from boxwright.calibration.report_plot import draw_search
 
-    with atomic_directory(folder) as temporary:
-        text = json.dumps(report_document(result), indent=2, ensure_ascii=False)
-        (temporary / "report.json").write_text(text, encoding="utf-8")
-        draw_search(result, temporary / "search.png")
+    write_text(folder / REPORT_FILE, json.dumps(report_document(result), indent=2, ensure_ascii=False))
+    with atomic_file(folder / PICTURE_FILE) as temporary:
+        draw_search(result, temporary)
 
 
 def report_document(result: BudgetResult) -> dict[str, Any]:
@@ -66,7 +88,9 @@ def _search(search: SearchResult) -> dict[str, Any]:
                 "precision_of_the_rest": trial.variant.precision,
                 "holds": trial.holds,
                 "is_chosen": trial is chosen,
-                "quantized_share": round(trial.int8_share, 4),
+                "is_recommended": trial is recommended,
+                "int8_share": round(trial.int8_share, 4),
+                "timed_in_turns": bool(trial.blocks_ms),
                 **_measured(trial),
             }
             for trial in search.trials
@@ -104,6 +128,7 @@ def _measured(trial: Trial) -> dict[str, Any]:
         "map_before": round(difference.map_before, 5),
         "map_after": round(difference.map_after, 5),
         "drop": round(100 * difference.drop, 3),
+        "feared_drop": round(feared_drop(1 - trial.evaluation.agreement.value), 3),
         "drop_interval": [round(100 * difference.low, 3), round(100 * difference.high, 3)],
         "num_images": difference.num_images,
         "agreement": round(trial.evaluation.agreement.value, 5),

@@ -46,9 +46,11 @@ def run_search(wishes: SearchWishes, *, as_json: bool) -> None:
     """
     try:
         from boxwright.calibration.budget_calibration import BudgetError, calibrate_to_budget
-        from boxwright.calibration.report import report_document, write_report
+        from boxwright.calibration.budget_files import possible_paths
+        from boxwright.calibration.report import check_report_writable, report_document, write_report
     except ModuleNotFoundError as error:
         raise MissingDependencyError(error.name or "onnx", extra="int8", needed_for="boxwright calibrate") from error
+    check_report_writable(wishes.report, possible_paths(wishes.out, wishes.engines))
     failure: BudgetError | None = None
     with shown_progress() as show:
         try:
@@ -71,7 +73,10 @@ def run_search(wishes: SearchWishes, *, as_json: bool) -> None:
         except BudgetError as error:
             failure, result = error, error.result
     if result.files:
-        write_report(result, wishes.report)
+        try:
+            write_report(result, wishes.report)
+        except MissingDependencyError as error:  # the picture alone is missing
+            stderr_console().print(f"warning: {error}", highlight=False, markup=False, soft_wrap=True)
     for warning in result.warnings:
         stderr_console().print(f"warning: {warning}", highlight=False, markup=False, soft_wrap=True)
     if as_json:

@@ -27,9 +27,14 @@ class CalibrationRecord:
         data_sha256: of the calibration images.
         num_images: calibrated on.
         layers_in_float: names of the nodes that stayed in float.
+        layers_run_twice: names of those that run twice, since their input is quantized in two steps.
+        layers_run_three_times: likewise, since their weights are too.
+        int8_share: of the multiplications before the raw heads, those that an engine executed on integers, 0 to 1, by
+            engine; None where unknown, as in files of before this field.
         map_before: AP of the float model, 0 to 1, where measured.
         map_after: AP of this model.
         map_images: what the two were measured on, e.g. "coco-tiny val, 80 images".
+        map_images_sha256: of these images; `data_sha256` again where calibration images were held back in turn.
         latency_ms: of each candidate that was measured.
     """
 
@@ -37,9 +42,13 @@ class CalibrationRecord:
     data_sha256: str
     num_images: int
     layers_in_float: tuple[str, ...] = ()
+    layers_run_twice: tuple[str, ...] = ()
+    layers_run_three_times: tuple[str, ...] = ()
+    int8_share: dict[str, float] | None = None
     map_before: float | None = None
     map_after: float | None = None
     map_images: str | None = None
+    map_images_sha256: str | None = None
     latency_ms: dict[str, float] | None = None
 
 
