@@ -15,6 +15,7 @@ FULL = Evaluation(
         map_before=0.3, map_after=0.29, drop=0.01, standard_error=0.003, low=0.0, high=0.02, num_images=8
     ),
     latency_ms=3.5,
+    int8_share=0.75,
 )
 QUICK = Evaluation(agreement=Agreement(value=0.8, box_change=0.0, score_change=0.0))
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import pytest
 
 from boxwright.calibration.candidate import Quantizer, observed_tensors
+from boxwright.calibration.evaluation import Evaluator
 from boxwright.calibration.executed import executed_layers
 from boxwright.calibration.float_model import FloatModel
 from boxwright.calibration.placement import rules_for
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.statistics import Statistics, collect_statistics
+from boxwright.calibration.variant import Variant
 from quantization_models import LAYERS, float_model, inputs
 
 
@@ -45,6 +47,24 @@ def test_layers_and_their_share_are_read_from_the_engines_graph(
     assert executed.integer == set(LAYERS) - set(in_float)
     wanted = 1 - sum(macs[name] for name in in_float) / sum(macs.values())
     assert executed.int8_share == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("engine", "runs_on_integers"), [("onnxruntime", False), ("openvino", True)])
+def test_what_the_file_says_is_not_what_an_engine_does(
+    model: FloatModel, statistics: Statistics, engine: str, runs_on_integers: bool
+) -> None:
+    """With inputs alone quantized ONNX Runtime fuses nothing."""
+    pytest.importorskip(engine)
+    macs = {layer.name: statistics.macs(layer) for layer in model.layers}
+    quantizer = Quantizer(model, statistics)
+    recipe = Recipe(rules=rules_for("openvino"))
+    in_file = sum(macs[layer.name] for layer in quantizer.quantized(recipe)) / sum(macs.values())
+    executed = executed_layers(engine, quantizer.build(recipe), model, macs)
+    assert in_file > 0.8 and executed is not None
+    assert executed.int8_share == pytest.approx(in_file if runs_on_integers else 0.0)
+    # So says the evaluator, whose number decides.
+    found = Evaluator(model, quantizer, macs=macs)._int8_share(Variant(engine=engine, recipe=recipe), None)
+    assert found == executed.int8_share
 
 
 def test_a_layer_that_lost_its_name_is_told_by_what_follows_it(model: FloatModel) -> None:

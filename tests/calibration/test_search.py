@@ -2,144 +2,23 @@
 
 from __future__ import annotations
 
-import math
 import time
 import types
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from boxwright.calibration.agreement import Agreement
 from boxwright.calibration.budget import Budget, feared_drop
 from boxwright.calibration.budget_files import name_files, plan_files
 from boxwright.calibration.budget_words import advice
 from boxwright.calibration.evaluation import Evaluation
-from boxwright.calibration.evaluation_store import EvaluationStore
-from boxwright.calibration.float_model import Layer
-from boxwright.calibration.paired_map import PairedDifference
-from boxwright.calibration.recipe import Recipe
-from boxwright.calibration.search import Search
-from boxwright.calibration.search_result import WANTED_SHARE, SearchResult
+from boxwright.calibration.placement import rules_for
+from boxwright.calibration.search_result import SearchResult
 from boxwright.calibration.variant import Variant
-from boxwright.core.errors import UnsupportedError
+from search_fakes import DAMAGES, FakeChoice, FakeEvaluator, searched
 
-# Layer -> its damage and its multiplications. One layer is depthwise: little work, much harm.
-DAMAGES = {"a": 0.02, "b": 0.10, "c": 0.01, "dw": 0.15, "d": 0.04, "e": 0.01}
-MACS = {"a": 100, "b": 40, "c": 300, "dw": 10, "d": 200, "e": 350}
-FLOAT_MS = 10.0
-
-
-def layer(name: str) -> Layer:
-    return Layer(
-        name=name,
-        kind="depthwise" if name == "dw" else "dense",
-        input_name=f"{name}_in",
-        output_name=f"{name}_out",
-        weight=np.zeros((4, 4, 1, 1), np.float32),
-    )
-
-
-class FakeQuantizer:
-    """Every layer may be quantized."""
-
-    def quantizable(self, recipe: Recipe) -> tuple[Layer, ...]:
-        return tuple(layer(name) for name in DAMAGES)
-
-
-@dataclass
-class FakeModel:
-    """Without layers that a repair would apply to."""
-
-    layers: tuple[Layer, ...] = ()
-
-
-@dataclass
-class FakeChoice:
-    """A number of images."""
-
-    count: int = 40
-
-    @property
-    def samples(self) -> list[int]:
-        return list(range(self.count))
-
-    def part(self, num_images: int) -> FakeChoice:
-        return FakeChoice(min(self.count, num_images))
-
-
-@dataclass
-class FakeEvaluator:
-    """Squares of damages add up; a quantized layer takes a third of its time."""
-
-    method: str = "entropy"
-    int8_speed: float = 3.0
-    bf16_speed: float = 1.5
-    fine_speed: float = 0.5
-    seconds: float = 0.0
-    model: FakeModel = field(default_factory=FakeModel)
-    asked: list[Variant] = field(default_factory=list)
-
-    def evaluate(
-        self,
-        variant: Variant,
-        choice: FakeChoice,
-        *,
-        with_map: bool = False,
-        with_latency: bool = False,
-        is_simulated: bool = False,
-    ) -> Evaluation:
-        if variant.precision == "fp16":
-            raise UnsupportedError("fp16", expected="another precision", got="fp16", fix="pass another")
-        self.asked.append(variant)
-        time.sleep(self.seconds)
-        recipe = variant.recipe
-        quantized = [] if recipe is None else [name for name in DAMAGES if name not in recipe.float_layers]
-        # Ranges of another kind than the best double all damage.
-        worse = 1.0 if recipe is None or recipe.method.kind == self.method else 2.0
-        bf16 = 0.12 if variant.precision == "bf16" else 0.0
-        fine = frozenset() if recipe is None else recipe.fine_layers
-        finest = frozenset() if recipe is None else recipe.finest_layers
-        squares = {name: (worse * DAMAGES[name]) ** 2 for name in quantized}
-        squares |= {name: 0.25 * squares[name] for name in fine} | {name: 0.02 * squares[name] for name in finest}
-        damage = math.sqrt(sum(squares.values()) + bf16**2)
-        speeds = {name: self.int8_speed if name in quantized else 1.0 for name in DAMAGES}
-        speeds |= dict.fromkeys(fine, self.fine_speed) | dict.fromkeys(finest, self.fine_speed / 1.5)
-        if bf16:
-            speeds = {name: max(speed, self.bf16_speed) for name, speed in speeds.items()}
-        latency = FLOAT_MS * sum(MACS[name] / speeds[name] for name in MACS) / sum(MACS.values())
-        drop = 0.03 * damage
-        difference = PairedDifference(
-            map_before=0.4,
-            map_after=0.4 - drop,
-            drop=drop,
-            standard_error=0.001,
-            low=drop - 0.002,
-            high=drop + 0.002,
-            num_images=choice.count,
-        )
-        return Evaluation(
-            agreement=Agreement(value=1 - damage, box_change=0.0, score_change=0.0),
-            difference=difference if with_map else None,
-            latency_ms=latency if with_latency else None,
-        )
-
-
-def searched(
-    evaluator: FakeEvaluator, max_drop: float, *, engine: str = "openvino", deadline: float = math.inf
-) -> SearchResult:
-    parts: Mapping[str, Any] = {"evaluator": evaluator, "quantizer": FakeQuantizer(), "choice": FakeChoice()}
-    search = Search(
-        engine,
-        **parts,
-        budget=Budget(max_drop=max_drop),
-        macs=MACS,
-        store=EvaluationStore(None, {}),
-        on_progress=lambda phase, done, total: None,
-    )
-    return search.run(deadline=deadline)
+WANTED_SHARE = rules_for("openvino").wanted_share
 
 
 def float_layers(result: SearchResult) -> set[str]:
@@ -175,7 +54,10 @@ def test_layers_that_run_several_times_on_integers_take_the_place_of_float() -> 
     # With more in float it is faster here, which is said.
     assert recommended.int8_share < WANTED_SHARE and recommended.latency_ms < chosen.latency_ms
     words = advice(result, Budget(max_drop=feared_drop(0.03)))
-    assert "with 75 % of the work on integers instead of 85 %" in words
+    assert f"the fastest is INT8 with 75 % of the work on integers, {recommended.latency_ms:.2f} ms" in words
+    assert (
+        f"written with 85 % of the work on integers, {chosen.latency_ms:.2f} ms" in words and "at least 80 %" in words
+    )
 
 
 def test_engines_that_fuse_all_between_layers_know_no_finer_forms() -> None:
@@ -227,7 +109,7 @@ class SlowEvaluator(FakeEvaluator):
         super().__init__()
         self.now = 0.0
 
-    def evaluate(self, variant: Variant, choice: FakeChoice, **wishes: bool) -> Evaluation:
+    def evaluate(self, variant: Variant, choice: FakeChoice, **wishes: Any) -> Evaluation:
         self.now += 60.0 if wishes.get("with_map") and variant.recipe is not None else 1.0
         return super().evaluate(variant, choice, **wishes)
 
@@ -235,7 +117,9 @@ class SlowEvaluator(FakeEvaluator):
 @pytest.mark.parametrize("deadline", [200.0, 290.0, 420.0])
 def test_nothing_is_begun_that_would_end_after_the_time_limit(monkeypatch: pytest.MonkeyPatch, deadline: float) -> None:
     evaluator = SlowEvaluator()
-    monkeypatch.setattr("boxwright.calibration.search.time", types.SimpleNamespace(monotonic=lambda: evaluator.now))
+    for module in ("search", "bounded_evaluation"):
+        clock = types.SimpleNamespace(monotonic=lambda: evaluator.now)
+        monkeypatch.setattr(f"boxwright.calibration.{module}.time", clock)
     result = searched(evaluator, 0.5, deadline=deadline)
     assert result.time_is_up and any(trial.variant.recipe is not None for trial in result.trials)
     assert deadline - 62 < evaluator.now <= deadline + 1
@@ -246,6 +130,57 @@ def test_layers_that_there_was_no_time_for_are_taken_for_middling_ones() -> None
     measured = {entry.layer for entry in result.sensitivities}
     assert measured < set(DAMAGES)
     assert any(trial.variant.recipe is not None for trial in result.trials)
+
+
+@pytest.mark.parametrize("int8_speed", [0.3, 0.9, 3.0])
+@pytest.mark.parametrize("damage", [0.02, 0.03, 0.06, 0.12])
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "tensorrt"])
+def test_only_where_a_share_is_wanted_is_a_slower_form_written(engine: str, damage: float, int8_speed: float) -> None:
+    budget = Budget(max_drop=feared_drop(damage))
+    result = searched(FakeEvaluator(int8_speed=int8_speed), budget.max_drop, engine=engine)
+    chosen, best = result.chosen(), result.recommended()
+    assert chosen is not None and best is not None
+    holding = [trial for trial in result.trials if trial.holds]
+    assert best.latency_ms == min(trial.latency_ms for trial in holding)
+    fastest = min(trial.latency_ms for trial in holding if not trial.is_float)
+    if engine != "openvino" or max(trial.int8_share for trial in holding) < WANTED_SHARE:
+        assert chosen.latency_ms == fastest
+    # The line tells to run what is fastest, or both times where that has no file.
+    words = advice(result, budget)
+    if best.is_float:
+        assert "run the float model" in words and ("bf16" in words) == (best.variant.precision == "bf16")
+    elif best is chosen:
+        assert "run the INT8 file" in words
+    else:
+        assert f"{best.latency_ms:.2f} ms" in words and f"{chosen.latency_ms:.2f} ms" in words
+
+
+def test_what_the_engine_executes_decides_and_not_what_the_file_says() -> None:
+    files = searched(FakeEvaluator(), feared_drop(0.03))
+    executed = searched(FakeEvaluator(executed=0.9), feared_drop(0.03))
+    first, second = files.chosen(), executed.chosen()
+    assert first is not None and first.int8_share == pytest.approx(0.85)
+    # With nine tenths of that no form executes 80 %, and the fastest is taken.
+    assert second is not None and second is executed.recommended() and second.latency_ms < first.latency_ms
+    assert second.int8_share == pytest.approx(0.9 * 0.75)
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_no_form_is_tried_twice(engine: str) -> None:
+    for damage in (0.03, 0.06, 0.2):
+        result = searched(FakeEvaluator(), feared_drop(damage), engine=engine)
+        assert len({trial.variant for trial in result.trials}) == len(result.trials)
+
+
+def test_times_of_two_runs_have_one_basis(tmp_path: Path) -> None:
+    whole = searched(FakeEvaluator(), feared_drop(0.06))
+    cut_off = searched(FakeEvaluator(seconds=0.01), feared_drop(0.06), deadline=time.monotonic() + 0.2, kept=tmp_path)
+    assert cut_off.time_is_up
+    # The machine is half as fast in the second run.
+    resumed = searched(FakeEvaluator(slowness=2.0), feared_drop(0.06), kept=tmp_path)
+    assert len(resumed.trials) > len(cut_off.trials)
+    times = [(trial.variant, pytest.approx(trial.latency_ms)) for trial in whole.trials]
+    assert [(trial.variant, trial.latency_ms) for trial in resumed.trials] == times
 
 
 def test_one_file_where_one_form_serves_all() -> None:

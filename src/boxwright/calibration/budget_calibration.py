@@ -20,6 +20,7 @@ from boxwright.calibration.choice import ChoiceSet, prepare_choice
 from boxwright.calibration.engines import check_engines
 from boxwright.calibration.evaluation import Evaluator
 from boxwright.calibration.evaluation_store import EvaluationStore
+from boxwright.calibration.final_timing import time_finalists
 from boxwright.calibration.float_model import FloatModel, load_float_model
 from boxwright.calibration.placement import rules_for
 from boxwright.calibration.search import Progress, Search
@@ -32,7 +33,6 @@ from boxwright.core.machine import describe_machine
 from boxwright.data.hashing import content_sha256
 
 DEFAULT_ENGINES = ("openvino",)
-_NUM_FINALISTS, _FINAL_ROUNDS = 3, 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,8 +122,9 @@ def calibrate_to_budget(
         choice = prepare_choice(
             images.choice, images.choice_folds, float_model.manifest, float_model.proto, Path(folder)
         )
+        macs = {layer.name: statistics.macs(layer) for layer in float_model.layers}
         stores = [_store(model, images, engine, num_threads, resume) for engine in engines]
-        evaluator = Evaluator(float_model, quantizer, num_threads=num_threads)
+        evaluator = Evaluator(float_model, quantizer, macs=macs, num_threads=num_threads)
         searches = [
             Search(
                 engine,
@@ -131,7 +132,7 @@ def calibrate_to_budget(
                 quantizer=quantizer,
                 choice=choice,
                 budget=budget,
-                macs={layer.name: statistics.macs(layer) for layer in float_model.layers},
+                macs=macs,
                 store=store,
                 on_progress=report,
             )
@@ -149,12 +150,12 @@ def calibrate_to_budget(
         seconds=time.monotonic() - started,
     )
     if not result.holds and not allow_worse:
-        raise BudgetError(failure(found, budget, is_written=False), result)
+        raise BudgetError(failure(found, budget, written=None), result)
     named = name_files(target, plan_files(found, budget))
     files = write_files(named, float_model, quantizer, statistics, images, found)
     result = replace(result, files=files, seconds=time.monotonic() - started)
     if not result.holds:
-        raise BudgetError(failure(found, budget, is_written=True), result)
+        raise BudgetError(failure(found, budget, written=[engine for file in files for engine in file.engines]), result)
     return result
 
 
@@ -178,14 +179,15 @@ def _run_in_turn(
         # What an engine does not use of its part of the time is left to the next.
         now = time.monotonic()
         search.run(deadline=now + max(0.0, deadline - now) / (len(searches) - index))
+    chosen = [search.result.chosen() for search in searches]
     for search in searches:
-        for other in searches:
-            chosen = other.result.chosen()
-            if other is not search and chosen is not None:
-                search.try_form_of_other(chosen.variant, deadline=deadline)
+        for form in chosen:
+            if form is not None:
+                search.try_form_of_other(form.variant, deadline=deadline)
+    recipes = [form.variant.recipe for form in chosen if form is not None and form.variant.recipe is not None]
     found = [search.result for search in searches]
     for result in found:
-        _time_finalists(result, evaluator, choice, report)
+        time_finalists(result, evaluator, choice, recipes=recipes, on_progress=report)
     return found
 
 
@@ -201,26 +203,6 @@ def _check_arguments(
     check_engines(engines)
     for path in possible_paths(target, engines):
         check_target(path, model)
-
-
-def _time_finalists(search: SearchResult, evaluator: Evaluator, choice: ChoiceSet, report: Progress) -> None:
-    """Measure what may be chosen again, all in turns: the search's own times lie minutes apart."""
-    quantized = sorted((trial for trial in search.quantized if trial.holds), key=lambda trial: trial.latency_ms)
-    finalists = [trial for trial in search.trials if trial.variant.recipe is None] + quantized[:_NUM_FINALISTS]
-    if not quantized:
-        return
-    report(f"{search.engine}: timing in turns", 0, len(finalists))
-    times = evaluator.time_in_turns([trial.variant for trial in finalists], choice, rounds=_FINAL_ROUNDS)
-    for trial, latency_ms in zip(finalists, times, strict=True):
-        updated = replace(trial, evaluation=replace(trial.evaluation, latency_ms=latency_ms))
-        search.trials[search.trials.index(trial)] = updated
-    # The others keep their ratio to the float model.
-    scale = times[0] / finalists[0].latency_ms
-    for index, trial in enumerate(search.trials):
-        if all(trial.variant != finalist.variant for finalist in finalists):
-            evaluation = replace(trial.evaluation, latency_ms=trial.latency_ms * scale)
-            search.trials[index] = replace(trial, evaluation=evaluation)
-    report(f"{search.engine}: timing in turns", len(finalists), len(finalists))
 
 
 def _store(

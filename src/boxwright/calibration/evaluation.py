@@ -15,11 +15,12 @@ from boxwright.bench.accuracy import match_classes, to_dataset_classes
 from boxwright.calibration.agreement import Agreement, compare_detections
 from boxwright.calibration.candidate import Quantizer
 from boxwright.calibration.choice import ChoiceFold, ChoiceSet, PreparedBatch
+from boxwright.calibration.executed import executed_layers
 from boxwright.calibration.float_model import FloatModel
 from boxwright.calibration.head_noise import HeadReader, SureCandidates, total_noise
 from boxwright.calibration.paired_map import MatchedDetections, PairedDifference, compare, match_detections
 from boxwright.calibration.sessions import Tensors, open_session
-from boxwright.calibration.stopwatch import measure_in_turns
+from boxwright.calibration.stopwatch import blocks_in_turns, measure_in_turns
 from boxwright.calibration.variant import Variant
 from boxwright.core.detections import Detections
 from boxwright.runtimes.backend import Backend, open_backend
@@ -37,12 +38,15 @@ class Evaluation:
         head_noise: mean squared error of boxes and relative scores before NMS, see `head_noise`; None where unknown.
         difference: in mAP to the float model; None where it was not asked for.
         latency_ms: of the engine alone, an image, up to the raw heads; None where it was not asked for.
+        int8_share: of the multiplications up to the raw heads, those that the engine executes on integers; None where
+            it was not asked for, or the engine does not show its graph.
     """
 
     agreement: Agreement
     head_noise: float | None = None
     difference: PairedDifference | None = None
     latency_ms: float | None = None
+    int8_share: float | None = None
 
 
 class Evaluator:
@@ -51,12 +55,16 @@ class Evaluator:
     Args:
         quantizer: makes the quantized forms.
         model: the float model.
+        macs: multiplications of each layer.
         num_threads: of the CPU; 0 leaves it to the engine.
     """
 
-    def __init__(self, model: FloatModel, quantizer: Quantizer, *, num_threads: int = 0) -> None:
+    def __init__(
+        self, model: FloatModel, quantizer: Quantizer, *, macs: Mapping[str, int], num_threads: int = 0
+    ) -> None:
         self.model = model
         self._quantizer = quantizer
+        self._macs = macs
         self._num_threads = num_threads
         self._postprocess = Postprocessor(
             replace(model.manifest, stage="raw"),
@@ -66,7 +74,6 @@ class Evaluator:
         self._heads = HeadReader(model.manifest)
         self._references: dict[tuple[str, int], tuple[list[Detections], list[SureCandidates]]] = {}
         self._matched: dict[tuple[str, int], MatchedDetections] = {}
-        self._float_ms: dict[str, float] = {}
 
     def evaluate(
         self,
@@ -76,6 +83,7 @@ class Evaluator:
         with_map: bool = False,
         with_latency: bool = False,
         is_simulated: bool = False,
+        float_ms: float | None = None,
     ) -> Evaluation:
         """Measure a variant.
 
@@ -83,9 +91,11 @@ class Evaluator:
             variant: to measure.
             choice: the images.
             with_map: whether the difference in mAP is wanted.
-            with_latency: whether the time is.
+            with_latency: whether the time is, and the share of the work that the engine executes on integers.
             is_simulated: the quantized model is run as it is written, rounding and then computing in float, rather than
                 by its engine, which takes seconds to make its own graph of it; not for forms of another precision.
+            float_ms: what the float model took in the measurement that this one is to be compared with: times are
+                ratios to the float model, times this; None for the float model itself.
         """
         open_form = self._simulated if is_simulated else self.opened
         reference, candidates = self._reference(variant.engine, choice, is_simulated=is_simulated)
@@ -99,7 +109,8 @@ class Evaluator:
                     for row in range(len(batch.samples)):
                         errors.append(self._heads.errors(candidates[len(errors)], outputs, row))
                 if with_latency and index == 0 and not isinstance(backend, _Simulation):
-                    latency_ms = self._time(backend, variant, fold.batches[0].inputs())
+                    latency_ms = self._time(backend, variant, fold.batches[0].inputs(), float_ms)
+        int8_share = self._int8_share(variant, choice.folds[0].leave_out) if with_latency else None
         difference = None
         if with_map:
             key = (variant.engine, len(choice.samples))
@@ -111,14 +122,23 @@ class Evaluator:
             head_noise=total_noise(errors),
             difference=difference,
             latency_ms=latency_ms,
+            int8_share=int8_share,
         )
 
-    def time_in_turns(self, variants: Sequence[Variant], choice: ChoiceSet, *, rounds: int) -> list[float]:
-        """Milliseconds an image of several variants, all opened at once and taking turns."""
+    def time_in_turns(self, variants: Sequence[Variant], choice: ChoiceSet, *, rounds: int) -> list[list[float]]:
+        """Milliseconds an image of several variants, round by round, all opened at once and taking turns."""
         inputs = choice.folds[0].batches[0].inputs()
         with _all(self.opened(variant, None) for variant in variants) as backends:
-            times = measure_in_turns(backends, inputs, rounds=rounds)
-        return [milliseconds / len(inputs["images"]) for milliseconds in times]
+            times = blocks_in_turns(backends, inputs, rounds=rounds)
+        return [[milliseconds / len(inputs["images"]) for milliseconds in blocks] for blocks in times]
+
+    def _int8_share(self, variant: Variant, leave_out: int | None) -> float | None:
+        """Of the graph that the engine makes of a variant."""
+        if variant.recipe is None:
+            return None
+        proto = self._quantizer.build(variant.recipe, raw=True, leave_out=leave_out)
+        executed = executed_layers(variant.engine, proto, self.model, self._macs, precision=variant.precision)
+        return None if executed is None else executed.int8_share
 
     @contextmanager
     def _simulated(self, variant: Variant, leave_out: int | None) -> Iterator[Backend | _Simulation]:
@@ -173,14 +193,13 @@ class Evaluator:
         mapped = [to_dataset_classes(item, class_map) for item in found]
         return match_detections(choice.samples, mapped, num_classes=len(dataset.class_names))
 
-    def _time(self, backend: Backend, variant: Variant, inputs: Tensors) -> float:
+    def _time(self, backend: Backend, variant: Variant, inputs: Tensors, float_ms: float | None) -> float:
         """Milliseconds an image, from the ratio to the float model on this engine at this moment."""
         images = len(inputs["images"])
         inputs = _fitting(backend, inputs)
         with self.opened(Variant(engine=variant.engine), None) as reference:
-            own, float_ms = measure_in_turns([backend, reference], inputs)
-        self._float_ms.setdefault(variant.engine, float_ms)
-        return own / float_ms * self._float_ms[variant.engine] / images
+            own, reference_ms = measure_in_turns([backend, reference], inputs)
+        return own / images if float_ms is None else own / reference_ms * float_ms
 
 
 class _Simulation:

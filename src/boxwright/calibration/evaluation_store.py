@@ -93,6 +93,7 @@ def _evaluation(data: dict[str, Any]) -> Evaluation:
         difference=None if difference is None else PairedDifference(**difference),
         head_noise=data["head_noise"],
         latency_ms=data["latency_ms"],
+        int8_share=data.get("int8_share"),
     )
 
 

@@ -14,7 +14,7 @@ The rules were found by measurement:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from boxwright.core.errors import UnsupportedError
@@ -34,6 +34,9 @@ class EngineRules:
         rescales_channels: whether a factor for each channel before the quantization of a convolution's input costs next
             to nothing.
         rescales_products: the same of a matrix product's input.
+        wanted_share: part of the multiplications that shall be executed on integers where the budget allows it, even
+            where a form with less is faster; 0 where as many as pay. No part of how a model is quantized, and so not of
+            a recipe's key.
     """
 
     engine: str
@@ -41,13 +44,16 @@ class EngineRules:
     activation_type: ActivationType
     rescales_channels: bool
     rescales_products: bool = True
+    wanted_share: float = field(default=0.0, repr=False)
 
 
 RULES = {
     rules.engine: rules
     for rules in (
         EngineRules(engine="onnxruntime", style="fused", activation_type="uint8", rescales_channels=False),
-        EngineRules(engine="openvino", style="inputs", activation_type="uint8", rescales_channels=True),
+        EngineRules(
+            engine="openvino", style="inputs", activation_type="uint8", rescales_channels=True, wanted_share=0.8
+        ),
         EngineRules(engine="tensorrt", style="inputs", activation_type="int8", rescales_channels=True),
     )
 }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from boxwright.calibration.budget import feared_drop
 from boxwright.core.errors import OutputError
 from boxwright.core.files import atomic_file, check_writable, write_text
 
@@ -87,7 +88,9 @@ def _search(search: SearchResult) -> dict[str, Any]:
                 "precision_of_the_rest": trial.variant.precision,
                 "holds": trial.holds,
                 "is_chosen": trial is chosen,
-                "quantized_share": round(trial.int8_share, 4),
+                "is_recommended": trial is recommended,
+                "int8_share": round(trial.int8_share, 4),
+                "timed_in_turns": bool(trial.blocks_ms),
                 **_measured(trial),
             }
             for trial in search.trials
@@ -125,6 +128,7 @@ def _measured(trial: Trial) -> dict[str, Any]:
         "map_before": round(difference.map_before, 5),
         "map_after": round(difference.map_after, 5),
         "drop": round(100 * difference.drop, 3),
+        "feared_drop": round(feared_drop(1 - trial.evaluation.agreement.value), 3),
         "drop_interval": [round(100 * difference.low, 3), round(100 * difference.high, 3)],
         "num_images": difference.num_images,
         "agreement": round(trial.evaluation.agreement.value, 5),

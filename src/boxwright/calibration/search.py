@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from boxwright.calibration.bounded_evaluation import BoundedEvaluator, EnoughTimeError, TimeIsUpError
 from boxwright.calibration.budget import Budget
 from boxwright.calibration.candidate import Quantizer
 from boxwright.calibration.choice import ChoiceSet
@@ -23,10 +24,10 @@ from boxwright.calibration.placement import rules_for
 from boxwright.calibration.ranges import RangeMethod
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.repairs import repairs
-from boxwright.calibration.search_result import WANTED_SHARE, SearchResult, Step, Trial
+from boxwright.calibration.search_result import SearchResult, Step, Trial
 from boxwright.calibration.sensitivity import harm_of_layers, measure_sensitivity
 from boxwright.calibration.variant import Variant
-from boxwright.core.errors import UnsupportedError
+from boxwright.core.errors import ModelFileError, UnsupportedError
 
 Progress = Callable[[str, int, int], None]
 # Images that candidates are ranked on, by the milliseconds of one; what may be chosen is measured on all.
@@ -50,14 +51,6 @@ _MIGRATIONS = (0.3, 0.7, None)
 _MOST_EXTENSIONS = 6
 # Few images may flatter: on these a form must keep within this part of the budget.
 _RANKING_MARGIN = 0.85
-
-
-class _TimeIsUpError(Exception):
-    """The search must end with what it has."""
-
-
-class _EnoughTimeError(Exception):
-    """A part of the search has had its share."""
 
 
 class Search:
@@ -87,36 +80,31 @@ class Search:
         on_progress: Progress,
     ) -> None:
         self._engine = engine
-        self._evaluator = evaluator
+        self._model = evaluator.model
+        self._known = BoundedEvaluator(evaluator, store)
         self._quantizer = quantizer
         self._layers = quantizer.quantizable(Recipe())
         self._choice = choice
         self._part = choice.part(_RANKING_IMAGES[0][1])
         self._budget = budget
         self._macs = macs
-        self._store = store
-        self._deadline = float("inf")
-        self._longest_s = 0.0  # of the measurements in full, none of which is begun that would end too late
         self._progress = on_progress
         self.result = SearchResult(engine=engine)
 
     def run(self, *, deadline: float) -> SearchResult:
         """Search until the end or the deadline, of `time.monotonic`."""
-        self._deadline = deadline
+        self._known.deadline = deadline
         try:
             self._search()
-        except _TimeIsUpError:
+        except TimeIsUpError:
             self.result.time_is_up = True
         return self.result
 
     def try_form_of_other(self, variant: Variant, *, deadline: float) -> None:
-        """Measure on this engine what was chosen for another, where the time allows."""
-        self._deadline = deadline
-        form = Variant(engine=self._engine, recipe=variant.recipe)
-        if any(trial.variant == form for trial in self.result.trials):
-            return
-        with contextlib.suppress(_TimeIsUpError):
-            self._try(form)
+        """Measure on this engine what was chosen for another, where the time allows and the engine takes it."""
+        self._known.deadline = deadline
+        with contextlib.suppress(TimeIsUpError, ModelFileError, UnsupportedError):
+            self._try(Variant(engine=self._engine, recipe=variant.recipe))
 
     def _search(self) -> None:
         self._try_float_forms()
@@ -134,9 +122,9 @@ class Search:
             recipe = self._improve(
                 f"repair {name.replace('_', ' ')}", recipe, [replace(recipe, repairs=(*recipe.repairs, name))]
             )
-        if recipe.rules.style == "inputs":
-            # Only there may a layer run several times.
-            ladder = integer_ladder(self._layers, harms, self._macs, least_share=WANTED_SHARE)
+        if recipe.rules.style == "inputs" and recipe.rules.wanted_share:
+            # Only there may a layer run several times, and only where few may return to float must it.
+            ladder = integer_ladder(self._layers, harms, self._macs, least_share=recipe.rules.wanted_share)
             self._climb(recipe, ladder, explores=False)
         self._climb(recipe, float_ladder(self._layers, harms, self._macs), explores=True)
 
@@ -158,7 +146,7 @@ class Search:
         return changed
 
     def _worthwhile_repairs(self) -> list[str]:
-        return [name for name, repair in repairs().items() if repair.applies(self._evaluator.model)]
+        return [name for name, repair in repairs().items() if repair.applies(self._model)]
 
     def _improve(self, what: str, recipe: Recipe, others: list[Recipe]) -> Recipe:
         """The recipe among these that agrees best with the float model."""
@@ -185,16 +173,16 @@ class Search:
         found = self.result.sensitivities
         part = self._part.part(_SENSITIVITY_IMAGES)
         now = time.monotonic()
-        enough = now + _SENSITIVITY_SHARE * (self._deadline - now)
+        enough = now + _SENSITIVITY_SHARE * (self._known.deadline - now)
         measured = measure_sensitivity(
             Variant(engine=self._engine, recipe=recipe),
             self._layers,
-            evaluate=lambda variant: self._evaluate(
-                variant, part, is_simulated=True, deadline=enough if found else self._deadline
+            evaluate=lambda variant: self._known.evaluate(
+                variant, part, is_simulated=True, enough=enough if found else None
             ),
             macs=lambda layer: self._macs[layer.name],
         )
-        with contextlib.suppress(_EnoughTimeError):
+        with contextlib.suppress(EnoughTimeError):
             for entry in measured:
                 found.append(entry)
                 self._progress(f"{self._engine}: sensitivity of layers", len(found), len(self._layers))
@@ -236,7 +224,7 @@ class Search:
                 break
             middle = (low + high) // 2
             variant = self._after(recipe, ladder[:middle])
-            feared = self._budget.feared_drop(self._evaluate(variant, self._part))
+            feared = self._budget.feared_drop(self._known.evaluate(variant, self._part))
             if feared <= _RANKING_MARGIN * self._budget.max_drop:
                 high = middle
             else:
@@ -256,7 +244,7 @@ class Search:
         for precision in other_precisions(self._engine):
             other = replace(variant, precision=precision)
             try:
-                feared = self._budget.feared_drop(self._evaluate(other, self._part))
+                feared = self._budget.feared_drop(self._known.evaluate(other, self._part))
             except UnsupportedError:
                 continue
             if feared <= 1.5 * self._budget.max_drop:
@@ -266,22 +254,27 @@ class Search:
         return Variant(engine=self._engine, recipe=climb(recipe, rungs))
 
     def _rank(self, recipe: Recipe) -> Evaluation:
-        return self._evaluate(Variant(engine=self._engine, recipe=recipe), self._part)
+        return self._known.evaluate(Variant(engine=self._engine, recipe=recipe), self._part)
 
     def _try(self, variant: Variant) -> Trial:
-        """Measure a variant in full and keep it."""
-        evaluation = self._evaluate(variant, self._choice, in_full=True)
+        """Measure a variant in full and keep it; what was tried before is the same trial."""
+        for trial in self.result.trials:
+            if trial.variant == variant:
+                return trial
+        evaluation = self._known.evaluate(variant, self._choice, in_full=True)
+        share = evaluation.int8_share
         is_float = variant == Variant(engine=self._engine)
         trial = Trial(
             variant=variant,
             evaluation=evaluation,
             holds=is_float or self._budget.holds(evaluation),
-            int8_share=self._int8_share(variant),
+            int8_share=self._quantized_share(variant) if share is None else share,
         )
         self.result.trials.append(trial)
         return trial
 
-    def _int8_share(self, variant: Variant) -> float:
+    def _quantized_share(self, variant: Variant) -> float:
+        """Of the work, that of the layers that are quantized in the file."""
         total = sum(self._macs.values())
         if variant.recipe is None or not total:
             return 0.0
@@ -289,32 +282,3 @@ class Search:
         return (
             sum(self._macs[layer.name] for layer in quantized if layer.name not in variant.recipe.float_layers) / total
         )
-
-    def _evaluate(
-        self,
-        variant: Variant,
-        choice: ChoiceSet,
-        *,
-        in_full: bool = False,
-        is_simulated: bool = False,
-        deadline: float | None = None,
-    ) -> Evaluation:
-        """What is known of a variant, else measured where there is time, of a part of the search or all of it."""
-        key = {"variant": variant.key(), "num_images": len(choice.samples), "in_full": in_full}
-        if is_simulated:
-            key["is_simulated"] = True
-        known = self._store.get(key)
-        if known is not None:
-            return known
-        started = time.monotonic()
-        if started + (self._longest_s if in_full else 0.0) > self._deadline:
-            raise _TimeIsUpError
-        if deadline is not None and time.monotonic() > deadline:
-            raise _EnoughTimeError
-        found = self._evaluator.evaluate(
-            variant, choice, with_map=in_full, with_latency=in_full, is_simulated=is_simulated
-        )
-        if in_full:
-            self._longest_s = max(self._longest_s, time.monotonic() - started)
-        self._store.put(key, found)
-        return found

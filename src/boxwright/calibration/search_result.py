@@ -6,11 +6,10 @@ from dataclasses import dataclass, field
 
 from boxwright.calibration.budget import Budget
 from boxwright.calibration.evaluation import Evaluation
+from boxwright.calibration.placement import rules_for
 from boxwright.calibration.sensitivity import LayerSensitivity
+from boxwright.calibration.stopwatch import is_surely_faster
 from boxwright.calibration.variant import Variant
-
-# Who asks for INT8 wants most of the work done in it, where the engine can do that within the budget.
-WANTED_SHARE = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,19 +20,33 @@ class Trial:
         variant: what it is.
         evaluation: with the difference in mAP and the time.
         holds: whether it is within the budget.
-        int8_share: of all multiplications before the raw heads, those of layers that are quantized.
+        int8_share: of all multiplications before the raw heads, those that the engine executes on integers; those of
+            layers that are quantized in the file where it does not show its graph.
+        blocks_ms: times of the final measurement in turns, round by round; empty for what had no part in it.
     """
 
     variant: Variant
     evaluation: Evaluation
     holds: bool
     int8_share: float = 0.0
+    blocks_ms: tuple[float, ...] = ()
 
     @property
     def latency_ms(self) -> float:
         """Of the engine alone, an image."""
         assert self.evaluation.latency_ms is not None
         return self.evaluation.latency_ms
+
+    @property
+    def is_float(self) -> bool:
+        """Whether nothing is quantized."""
+        return self.variant.recipe is None
+
+    def is_faster_than(self, other: Trial) -> bool:
+        """Whether it takes less time, beyond the noise where that is known."""
+        if self.blocks_ms and other.blocks_ms:
+            return is_surely_faster(self.blocks_ms, other.blocks_ms)
+        return self.latency_ms < other.latency_ms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,18 +91,47 @@ class SearchResult:
     @property
     def quantized(self) -> list[Trial]:
         """The INT8 trials."""
-        return [trial for trial in self.trials if trial.variant.recipe is not None]
+        return [trial for trial in self.trials if not trial.is_float]
+
+    @property
+    def wanted_share(self) -> float:
+        """Of the work on integers, on this engine; 0 for as much as pays."""
+        return rules_for(self.engine).wanted_share
+
+    def fastest(self, *, is_float: bool, least_share: float = 0.0) -> list[Trial]:
+        """What may be chosen among: forms within the budget, the fastest first.
+
+        Once some were timed in turns, none but these: the times of the others are only about comparable.
+
+        Args:
+            is_float: whether the float forms are asked for, or those in INT8.
+            least_share: that the engine must execute on integers.
+        """
+        timed = [trial for trial in self.trials if trial.blocks_ms] or self.trials
+        found = [
+            trial for trial in timed if trial.holds and trial.is_float == is_float and trial.int8_share >= least_share
+        ]
+        return sorted(found, key=lambda trial: trial.latency_ms)
 
     def chosen(self) -> Trial | None:
-        """The fastest INT8 form within the budget, of those with most of the work on integers where there are any."""
-        holding = [trial for trial in self.quantized if trial.holds]
-        wanted = [trial for trial in holding if trial.int8_share >= WANTED_SHARE] or holding
-        return min(wanted, key=lambda trial: trial.latency_ms, default=None)
+        """The fastest INT8 form within the budget, of those with the wanted share on integers where there are any."""
+        holding = self.fastest(is_float=False, least_share=self.wanted_share) or self.fastest(is_float=False)
+        return holding[0] if holding else None
 
     def best(self, budget: Budget) -> Trial | None:
         """The INT8 form that is over the budget by least."""
         return min(self.quantized, key=lambda trial: budget.excess(trial.evaluation), default=None)
 
-    def recommended(self) -> Trial | None:
-        """The fastest form within the budget, float ones included."""
-        return min((trial for trial in self.trials if trial.holds), key=lambda trial: trial.latency_ms, default=None)
+    def recommended(self, *, only_float: bool = False) -> Trial | None:
+        """The fastest form within the budget; where that is not beyond the noise, the one that is nearer to FP32."""
+        floats = self.fastest(is_float=True)
+        groups = (
+            [trial for trial in floats if trial.variant.precision == "fp32"],
+            [trial for trial in floats if trial.variant.precision != "fp32"],
+            [] if only_float else self.fastest(is_float=False),
+        )
+        best: Trial | None = None
+        for group in groups:
+            if group and (best is None or group[0].is_faster_than(best)):
+                best = group[0]
+        return best
