@@ -18,6 +18,7 @@ from boxwright.calibration.methods import MethodInputs, trt_cache
 from boxwright.calibration.methods import nncf as nncf_method
 from boxwright.calibration.sessions import Tensors, open_session, with_outputs
 from boxwright.core.errors import InputError
+from boxwright.runtimes.backend import open_backend
 from quantization_models import LAYERS, float_model, inputs, network
 from tolerances import INT8_HEADS
 
@@ -51,7 +52,7 @@ def with_a_tail(folder: Path) -> FloatModel:
     return load_float_model(path)
 
 
-@pytest.mark.parametrize("engine", ["openvino", "tensorrt"])
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "tensorrt"])
 def test_nncf_quantizes_up_to_the_predictions(engine: str, tmp_path: Path) -> None:
     pytest.importorskip("nncf")
     model = with_a_tail(tmp_path)
@@ -62,23 +63,34 @@ def test_nncf_quantizes_up_to_the_predictions(engine: str, tmp_path: Path) -> No
     assert result.description.startswith("NNCF ")
     assert result.layers_in_float == LAYERS[-2:]
     assert told[-1] == NUM_IMAGES
-    session = open_session(result.proto)
-    wanted = open_session(model.proto).run(["box_regression", "doubled"], {"images": inputs(1, seed=4)[0]})
-    got = session.run(["box_regression", "doubled"], {"images": inputs(1, seed=4)[0]})
-    for before, after in zip(wanted, got, strict=True):
-        assert 0 < np.abs(after - before).mean() < 2 * INT8_HEADS * np.abs(before).mean()
+    names, image = ["box_regression", "doubled"], {"images": inputs(1, seed=4)[0]}
+    wanted = open_session(model.proto).run(names, image)
+    results = [open_session(result.proto).run(names, image)]
     zero_points = _activation_zero_points(result.proto)
     assert zero_points
+    if engine != "openvino":
+        assert all(zero_point.size == 1 for zero_point in zero_points)
+    onnx.save(result.proto, tmp_path / "quantized.onnx")
     if engine == "tensorrt":
-        assert not any(zero_points)
+        assert not any(zero_point.any() for zero_point in zero_points)
+        assert {zero_point.dtype for zero_point in zero_points} == {np.dtype(np.int8)}
+    else:
+        assert {zero_point.dtype for zero_point in zero_points} == {np.dtype(np.uint8)}
+    if engine == "openvino":
+        with open_backend(tmp_path / "quantized.onnx", backend="openvino") as backend:
+            outputs = backend.run(image)
+            results.append([outputs[name] for name in names])
+    for got in results:
+        for before, after in zip(wanted, got, strict=True):
+            assert 0 < np.abs(after - before).mean() < 2 * INT8_HEADS * np.abs(before).mean()
 
 
-def _activation_zero_points(proto: onnx.ModelProto) -> list[int]:
+def _activation_zero_points(proto: onnx.ModelProto) -> list[np.ndarray]:
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
     return [
-        int(constants[node.input[2]])
+        constants[node.input[2]]
         for node in proto.graph.node
-        if node.op_type == "QuantizeLinear" and constants[node.input[2]].size == 1 and node.input[0] not in constants
+        if node.op_type == "QuantizeLinear" and node.input[0] not in constants
     ]
 
 

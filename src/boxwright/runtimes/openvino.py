@@ -18,6 +18,7 @@ from boxwright.core.errors import MissingDependencyError, ModelFileError, Unsupp
 from boxwright.core.manifest import METADATA_KEY
 from boxwright.runtimes.backend import TensorSpec, check_inputs, closed_error, run_failure
 from boxwright.runtimes.model_file import inspect_onnx, locate_model_file, onnx_without_initializers
+from boxwright.runtimes.openvino_integers import check_signed_integers
 from boxwright.runtimes.openvino_plugin import find_openvino_plugin, mentions_decode_nms
 from boxwright.runtimes.plugin_build import BUILD_COMMAND
 
@@ -86,6 +87,7 @@ class OpenVinoBackend:
         if mentions_decode_nms(file):
             load_plugin_if_built(core)
         model, manifest_json = _read_onnx(core, file) if file.suffix.lower() == ".onnx" else _read_ir(core, file)
+        check_signed_integers(model, core, engine_device, str(path))
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
             "INFERENCE_PRECISION_HINT": _PRECISION_HINTS[precision],

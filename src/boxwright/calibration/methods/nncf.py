@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import onnx
 
 from boxwright.calibration.float_model import FloatModel
 from boxwright.calibration.methods import MethodInputs, MethodResult
+from boxwright.calibration.placement import ActivationType, rules_for
 from boxwright.calibration.sessions import Tensors
 from boxwright.core.errors import InputError, ModelFileError
 from boxwright.core.nncf_import import import_nncf, quiet_nncf
@@ -16,6 +18,8 @@ from boxwright.core.nncf_import import import_nncf, quiet_nncf
 # TensorRT takes no zero points; the other engines gain by them where an activation function gives few negative numbers.
 _PRESETS = {"tensorrt": "performance"}
 _USUAL_PRESET = "mixed"
+_SHIFT = 128  # from int8 to uint8
+_LARGEST_INT8, _LARGEST_UINT8 = 127, 255
 
 
 def run(inputs: MethodInputs) -> MethodResult:
@@ -47,6 +51,7 @@ def run(inputs: MethodInputs) -> MethodResult:
                 got=(str(error).strip().splitlines() or [type(error).__name__])[0][:300],
                 fix="leave --method out",
             ) from error
+    change_activation_type(quantized, rules_for(inputs.engine).activation_type)
     return MethodResult(
         proto=graft(inputs.model, quantized),
         description=f"NNCF {nncf.__version__}, preset {preset}",
@@ -55,8 +60,8 @@ def run(inputs: MethodInputs) -> MethodResult:
 
 
 def _advanced(nncf: Any, engine: str) -> Any:
-    """One scale for all channels of an activation where the engine knows no other, as ONNX Runtime's convolution."""
-    if engine != "onnxruntime":
+    """One scale for all channels of an activation where the engine knows no other."""
+    if engine == "openvino":
         return None
     one_scale = nncf.quantization.advanced_parameters.QuantizationParameters(per_channel=False)
     return nncf.AdvancedQuantizationParameters(activations_quantization_params=one_scale)
@@ -74,6 +79,33 @@ class _Images:
             done += count
             self._inputs.on_progress(done)
             yield tensors
+
+
+def change_activation_type(proto: onnx.ModelProto, wanted: ActivationType) -> None:
+    """Let all activations be uint8 or all be int8, in place; weights stay what they are.
+
+    NNCF writes int8 where numbers may be negative, else uint8, whatever the engine. OpenVINO 2026.4 computes int8 maps
+    wrongly where they are concatenated, ONNX Runtime wants uint8, and TensorRT takes int8 without a zero point alone,
+    of which numbers that are never negative use the upper half.
+    """
+    constants = {tensor.name: tensor for tensor in proto.graph.initializer}
+    pairs = {
+        tuple(node.input[1:3])
+        for node in proto.graph.node
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] not in constants
+    }
+    for scale_name, zero_name in pairs:
+        zero_point = onnx.numpy_helper.to_array(constants[zero_name])
+        if zero_point.dtype == np.dtype(wanted):
+            continue
+        if wanted == "uint8":
+            moved = (zero_point.astype(np.int16) + _SHIFT).astype(np.uint8)
+        else:
+            moved = np.zeros_like(zero_point, dtype=np.int8)
+            scale = onnx.numpy_helper.to_array(constants[scale_name])
+            wider = (scale * (_LARGEST_UINT8 / _LARGEST_INT8)).astype(scale.dtype)
+            constants[scale_name].CopyFrom(onnx.numpy_helper.from_array(wider, scale_name))
+        constants[zero_name].CopyFrom(onnx.numpy_helper.from_array(moved, zero_name))
 
 
 def graft(model: FloatModel, quantized: onnx.ModelProto) -> onnx.ModelProto:
