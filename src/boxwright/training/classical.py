@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,18 +24,13 @@ from boxwright.models.classical.hog import CELL_PIXELS, HogSettings, train_hog, 
 from boxwright.models.classical.viola_jones import CascadeSettings, train_cascade
 from boxwright.training.classical_accuracy import ClassMeasurement, load_val, measure_class
 from boxwright.training.config import TrainConfig
+from boxwright.training.window_variations import Variations, cell_variations, scan_variations
 
 Image = NDArray[np.uint8]
-# From boxes (N, 4) and the window, the boxes (M, 4) that are cut out.
-Variations = Callable[[FloatArray, tuple[int, int]], FloatArray]
 VIOLA_JONES, HOG = "viola-jones", "hog"
 MODELS = (VIOLA_JONES, HOG)
 # Sides of a square window of either; others have about as many pixels.
 _USUAL_SIDE = {VIOLA_JONES: 24, HOG: 64}
-# A cascade's objects are varied, at most so often each, until there are about so many windows.
-_ENOUGH_OBJECTS, _MOST_VARIATIONS = 600, 5
-# A cascade's scan goes on by a pixel or two of its window, and by a tenth in scale: half of that, either way.
-_SCAN_SHIFT, _SCAN_SCALE = 0.04, 0.05
 # HOG finds no object that is smaller than its window, so the window shrinks with the smaller objects, down to this.
 _SMALLEST_HOG_SIDE = 32
 
@@ -68,8 +62,8 @@ def train_classical(config: TrainConfig, *, tell: Callable[[str], None] = lambda
     """Train a cascade or a HOG detector for each class of a data set, and measure it on the val split.
 
     Objects are cut out and stretched to the window, also from a little beside them, since no window lies just on an
-    object: for HOG from half a cell beside, for a cascade, where there are few, at random by the steps of its scan. The
-    background of a class is the largest part of each image that none of its objects touches.
+    object (see `window_variations`). The background of a class is the largest part of each image that none of its
+    objects touches.
 
     Args:
         config: `model` is "viola-jones" or "hog"; used are `data`, `train_split`, `val_split`, `out`, `size_hw` (of
@@ -86,10 +80,10 @@ def train_classical(config: TrainConfig, *, tell: Callable[[str], None] = lambda
     results = []
     for class_id, (file, window_hw) in enumerate(plans):
         name = dataset.class_names[class_id]
-        vary = _scan_variations(dataset, class_id, config.seed) if config.model == VIOLA_JONES else _cell_variations
-        positives, backgrounds, unreadable = _windows(
-            dataset, class_id, window_hw, vary, is_grey=config.model == VIOLA_JONES
-        )
+        is_grey = config.model == VIOLA_JONES
+        num_boxes = sum(len(_boxes_of(dataset, index, class_id)) for index in range(len(dataset)))
+        vary = (scan_variations if is_grey else cell_variations)(num_boxes, config.seed)
+        positives, backgrounds, unreadable = _windows(dataset, class_id, window_hw, vary, is_grey=is_grey)
         if unreadable:
             tell(f"{name}: {unreadable} training images could not be read and were passed over")
         if len(positives) == 0 or len(backgrounds) == 0:
@@ -205,35 +199,6 @@ def _windows(
         if bottom - top >= window_hw[0] and right - left >= window_hw[1]:
             backgrounds.append(np.ascontiguousarray(image[top:bottom, left:right]))
     return positives, backgrounds, unreadable
-
-
-def _scan_variations(dataset: Dataset, class_id: int, seed: int) -> Variations:
-    """Each box, and moved and scaled at random by what a scan passes over, the more often the fewer there are."""
-    num_boxes = sum(len(_boxes_of(dataset, index, class_id)) for index in range(len(dataset)))
-    copies = min(_MOST_VARIATIONS, math.ceil(_ENOUGH_OBJECTS / max(num_boxes, 1)))
-    random = np.random.default_rng(seed)
-
-    def vary(boxes_xyxy: FloatArray, window_hw: tuple[int, int]) -> FloatArray:
-        sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]  # (N, 2) x, y
-        centres = (boxes_xyxy[:, 2:] + boxes_xyxy[:, :2]) / 2
-        varied = [boxes_xyxy]
-        for _ in range(copies - 1):
-            scales = np.exp(random.uniform(-_SCAN_SCALE, _SCAN_SCALE, (len(boxes_xyxy), 1)))
-            moved = centres + random.uniform(-_SCAN_SHIFT, _SCAN_SHIFT, sides.shape) * sides
-            varied.append(np.concatenate([moved - sides * scales / 2, moved + sides * scales / 2], axis=1))
-        result: FloatArray = np.concatenate(varied).astype(np.float32)
-        return result
-
-    return vary
-
-
-def _cell_variations(boxes_xyxy: FloatArray, window_hw: tuple[int, int]) -> FloatArray:
-    """Each box, and moved by half a cell to either side, up and down: HOG looks at a window every cell."""
-    half_cell = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * (CELL_PIXELS / 2) / np.array(window_hw[::-1])  # (N, 2) x, y
-    moves = np.array([[0, 0], [-1, 0], [1, 0], [0, -1], [0, 1]], dtype=np.float32)
-    offsets = np.tile(moves[:, None] * half_cell[None], 2)  # (5, N, 4)
-    moved: FloatArray = (boxes_xyxy[None] + offsets).reshape(-1, 4).astype(np.float32)
-    return moved
 
 
 def _train_one(

@@ -36,10 +36,10 @@ class HogSettings:
         seed: of the draws.
     """
 
-    svm_c: float = 0.01
+    svm_c: float = 0.03
     num_negatives: int = 1000
-    num_rounds: int = 1
-    max_hard_negatives: int = 2000
+    num_rounds: int = 3
+    max_hard_negatives: int = 4000
     seed: int = 0
 
     def __post_init__(self) -> None:
