@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import pytest
 
 from boxwright.calibration.candidate import Quantizer, observed_tensors
@@ -68,8 +69,34 @@ def test_one_layer_alone_and_one_that_is_float_all_the_same(model: FloatModel, s
 
 def test_openvino_runs_every_step_on_integers(model: FloatModel, statistics: Statistics) -> None:
     pytest.importorskip("openvino")
-    recipe = Recipe(rules=rules_for("openvino"), float_layers=frozenset({"thin"}), finest_layers=DENSE)
+    fine, finest = frozenset({"left", "deep"}), DENSE - {"left", "deep"}
+    recipe = Recipe(
+        rules=rules_for("openvino"), float_layers=frozenset({"thin"}), fine_layers=fine, finest_layers=finest
+    )
     macs = {layer.name: statistics.macs(layer) for layer in model.layers}
-    executed = executed_layers("openvino", Quantizer(model, statistics).build(recipe, raw=True), model, macs)
+    proto = Quantizer(model, statistics).build(recipe, raw=True)
+    executed = executed_layers("openvino", proto, model, macs)
     assert executed is not None
     assert executed.integer == DENSE
+    steps = [*DENSE, *(f"{name}_fine_input" for name in DENSE), *(f"{name}_fine_weight" for name in finest)]
+    assert convolutions_of_openvino(proto) == {
+        **dict.fromkeys(steps, "u8"),
+        **dict.fromkeys(("thin", "boxes", "classes"), "f32"),
+    }
+
+
+def convolutions_of_openvino(proto: onnx.ModelProto) -> dict[str, str]:
+    """Of each convolution in the graph that OpenVINO made: what it computes in."""
+    import openvino
+
+    core = openvino.Core()
+    wishes = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    compiled = core.compile_model(core.read_model(proto.SerializeToString()), "CPU", wishes)
+    wanted = {node.name for node in proto.graph.node if node.op_type == "Conv"}
+    found = {}
+    for operation in compiled.get_runtime_model().get_ops():
+        info = {key: str(getattr(value, "value", value)) for key, value in operation.get_rt_info().items()}
+        if info.get("layerType") == "Convolution":
+            (name,) = wanted & set(info["originalLayersNames"].split(","))
+            found[name] = info["runtimePrecision"]
+    return found

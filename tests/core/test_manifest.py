@@ -45,7 +45,15 @@ def test_round_trip_of_every_kind_of_head(decode: specs.DecodeSpec) -> None:
 def test_round_trip_of_the_records() -> None:
     original = manifest(
         calibration=CalibrationRecord(
-            method="percentile 99.99", data_sha256="ab", num_images=80, latency_ms={"fp32": 1.5}, layers_in_float=("a",)
+            method="percentile 99.99",
+            data_sha256="ab",
+            num_images=80,
+            layers_in_float=("a",),
+            layers_run_twice=("b", "c"),
+            layers_run_three_times=("d",),
+            int8_share={"openvino": 0.93},
+            map_images_sha256="cd",
+            latency_ms={"fp32": 1.5},
         ),
         verification=VerificationRecord(
             reference="torch",
@@ -58,6 +66,13 @@ def test_round_trip_of_the_records() -> None:
         ),
     )
     assert Manifest.from_json(original.to_json()) == original
+
+
+def test_a_calibration_record_of_before_its_newer_fields() -> None:
+    written = {"method": "mse", "data_sha256": "ab", "num_images": 80, "layers_in_float": [], "map_images": None}
+    record = Manifest.from_json(edited(calibration=written)).calibration
+    assert record == CalibrationRecord(method="mse", data_sha256="ab", num_images=80)
+    assert record.int8_share is None and record.layers_run_twice == ()
 
 
 def edited(**changes: object) -> str:

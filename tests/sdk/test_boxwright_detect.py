@@ -20,6 +20,7 @@ import pytest
 
 from boxwright.core.decode_spec import AnchorDeltas, AnchorLevel, Distances, GridLevel, NmsSpec
 from boxwright.core.images import read_image
+from boxwright.core.manifest import CalibrationRecord
 from boxwright.core.preprocess import Preprocess
 from boxwright.export.thresholds import make_constant
 from boxwright.runtimes.detector import Detector
@@ -65,7 +66,19 @@ MANIFESTS = {
         preprocess=Preprocess(size_hw=SIZE, resize="shortest_edge", shortest_edge=40, max_size=60), decode=POINTS
     ),
 }
-
+CALIBRATED = colour_cells_manifest(
+    precision="int8",
+    calibration=CalibrationRecord(
+        method="percentile 99.99",
+        data_sha256="ab",
+        num_images=80,
+        layers_run_twice=("a",),
+        int8_share={"openvino": 0.9},
+        map_images_sha256="cd",
+        latency_ms={"fp32": 1.5},
+    ),
+)
+MANIFESTS["calibrated"] = CALIBRATED
 
 ENGINES = ("openvino", "onnxruntime")
 

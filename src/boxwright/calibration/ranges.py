@@ -48,7 +48,10 @@ class RangeMethod:
 
 def choose_range(distribution: Distribution, method: RangeMethod) -> tuple[float, float]:
     """The range (low <= 0 <= high) of a distribution."""
-    bound = _BOUNDS[method.kind](distribution, method)
+    return _range_within(distribution, _BOUNDS[method.kind](distribution, method))
+
+
+def _range_within(distribution: Distribution, bound: float) -> tuple[float, float]:
     return max(min(distribution.minimum, 0.0), -bound), min(max(distribution.maximum, 0.0), bound)
 
 
@@ -81,20 +84,15 @@ def _percentile_bound(distribution: Distribution, method: RangeMethod) -> float:
 
 
 def _mse_bound(distribution: Distribution, method: RangeMethod) -> float:
-    errors = [
-        squared_error(distribution, max(distribution.minimum, -bound), min(distribution.maximum, bound))
-        for bound in _candidate_bounds(distribution)
-    ]
-    return float(_candidate_bounds(distribution)[int(np.argmin(errors))])
+    bounds = _candidate_bounds(distribution)
+    errors = [squared_error(distribution, *_range_within(distribution, bound)) for bound in bounds]
+    return float(bounds[int(np.argmin(errors))])
 
 
 def _entropy_bound(distribution: Distribution, method: RangeMethod) -> float:
     """Least divergence of the clipped distribution from its rounded self. Source: Migacz, 8-bit inference, GTC 2017."""
     bounds = _candidate_bounds(distribution)
-    divergences = [
-        _divergence(distribution, max(distribution.minimum, -bound), min(distribution.maximum, bound))
-        for bound in bounds
-    ]
+    divergences = [_divergence(distribution, *_range_within(distribution, bound)) for bound in bounds]
     return float(bounds[int(np.argmin(divergences))])
 
 
@@ -107,7 +105,6 @@ def _candidate_bounds(distribution: Distribution) -> DoubleArray:
 
 def _divergence(distribution: Distribution, low: float, high: float) -> float:
     """Kullback-Leibler divergence of a range: fine bins against the same averaged over each quantization step."""
-    low, high = min(low, 0.0), max(high, 0.0)
     if high <= low:
         return float("inf")
     fine = _fine_histogram(distribution, low, high)  # (_ENTROPY_BINS,)
