@@ -70,6 +70,8 @@ def test_files_manifests_and_report(tmp_path: Path, model: Path, data: Path, cap
             assert sorted(found.class_ids.tolist()) == [1, 2]
     for search in document["searches"]:
         names = [candidate["name"] for candidate in search["candidates"]]
+        for candidate in search["candidates"]:
+            assert candidate["holds"] == (max(candidate["drop"], candidate["feared_drop"]) <= 2)
         assert "fp32" in names and sum(candidate["is_chosen"] for candidate in search["candidates"]) == 1
         assert sorted(entry["layer"] for entry in search["sensitivity"]) == sorted(QUANTIZABLE)
         assert all(entry["damage"] >= 0 and entry["macs"] > 0 for entry in search["sensitivity"])

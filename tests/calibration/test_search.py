@@ -88,6 +88,12 @@ def test_what_is_left_in_float_may_run_in_bf16() -> None:
     assert chosen is not None and chosen.variant.precision == "bf16"
 
 
+def test_a_float_form_that_is_over_the_budget_is_said_to_be() -> None:
+    budget = Budget(max_drop=feared_drop(0.005))
+    words = advice(searched(FakeEvaluator(), budget.max_drop), budget)
+    assert words.endswith("run the float model (FP32 10.00 ms, BF16 6.67 ms (over the budget))")
+
+
 def test_no_form_is_good_enough() -> None:
     result = searched(FakeEvaluator(), feared_drop(0.005), engine="onnxruntime")
     assert result.chosen() is None

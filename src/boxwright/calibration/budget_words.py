@@ -17,7 +17,7 @@ def advice(search: SearchResult, budget: Budget) -> str:
     if best is None:
         return f"{search.engine}: the time was up before any form was measured; pass a longer --time-limit"
     floats = [trial for trial in search.trials if trial.is_float]
-    against = ", ".join(f"{_label(trial.variant)} {trial.latency_ms:.2f} ms" for trial in floats)
+    against = ", ".join(_with_time(trial) for trial in floats)
     if chosen is None:
         so_far = " that was tried in the time" if search.time_is_up else ""
         return (
@@ -58,6 +58,10 @@ def _advice_on_two(search: SearchResult, best: Trial, chosen: Trial, against: st
 
 def _share(trial: Trial) -> str:
     return f"with {100 * trial.int8_share:.0f} % of the work on integers"
+
+
+def _with_time(trial: Trial) -> str:
+    return f"{_label(trial.variant)} {trial.latency_ms:.2f} ms" + ("" if trial.holds else " (over the budget)")
 
 
 def _options(trial: Trial) -> str:
