@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from boxwright.cli.main import main
 from boxwright.core.errors import DatasetError, InputError, UnsupportedError
 from boxwright.core.manifest import METADATA_KEY, Manifest
 from boxwright.runtimes.detector import Detector
+from boxwright.runtimes.model_file import inspect_onnx
 from colour_data import write_colour_data
 from colour_network import QUANTIZABLE, save_colour_network
 from models_for_tests import colour_image
@@ -130,12 +133,30 @@ def test_a_second_search_measures_nothing_again(tmp_path: Path, model: Path, dat
     assert not (tmp_path / "c.onnx").exists()
 
 
-def test_other_images_to_choose_on(tmp_path: Path, model: Path, data: Path) -> None:
-    other = write_colour_data(tmp_path / "other", num_images=6, cell_pixels=9)
-    result = calibrate_to_budget(
-        model, data, tmp_path / "m.onnx", split="val", val_data=other, max_drop=2.0, engines=("onnxruntime",)
-    )
-    record = result.files[0].manifest.calibration
+def test_other_images_to_choose_on_and_what_stops_nothing(
+    tmp_path: Path, model: Path, data: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither an image that cannot be read, nor a missing matplotlib, nor ONNX Runtime by another package's name."""
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)  # as beside onnxruntime-gpu
+        return installed_version(name)
+
+    installed_version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    other = write_colour_data(tmp_path / "other", num_images=7, cell_pixels=9)
+    (other / "val2017" / "002.png").write_bytes(b"no image")
+    wishes = ["--max-drop", "2", "--engines", "onnxruntime", "--val-data", str(other), "--json"]
+    assert main(arguments(model, data, tmp_path / "m.onnx", *wishes)) == 3
+    captured = capfd.readouterr()
+    assert "matplotlib" in captured.err and "1 images could not be read" in captured.err
+    document = json.loads(captured.out)
+    (unreadable,) = document["unreadable"]
+    assert "002.png" in unreadable
+    assert (tmp_path / "m_report" / "report.json").is_file()
+    record = Manifest.from_json(inspect_onnx(tmp_path / "m.onnx").metadata[METADATA_KEY], "m.onnx").calibration
     assert record is not None and "6 images of other val" in (record.map_images or "")
 
 

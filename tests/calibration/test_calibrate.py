@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
+import cv2
+import numpy as np
+import onnx
 import pytest
 
 from boxwright.cli.main import main
@@ -21,7 +25,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_colour_data(tmp_path_factory.mktemp("data") / "colours", num_images=16)
+    root = write_colour_data(tmp_path_factory.mktemp("data") / "colours", num_images=16)
+    for index, file in enumerate(sorted((root / "val2017").glob("*.png"))):
+        picture = cv2.imread(str(file))
+        picture[-1, -1 - index :] = 3  # a mark of a pixel or a few, so that no two are the same
+        cv2.imwrite(str(file), picture)
+    return root
 
 
 def run(model: Path, data: Path, out: Path, *more: str) -> int:
@@ -68,15 +77,80 @@ def test_a_float_model_that_finds_nothing_gives_a_warning(
 def test_a_cache_for_tensorrts_calibrator(
     tmp_path: Path, model: Path, data: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(model, data, tmp_path / "m_int8.onnx", "--method", "trt-cache", "--no-measure") == 0
+    assert run(model, data, tmp_path / "m_int8.onnx", "--method", "trt-cache") == 0
     document = json.loads(capfd.readouterr().out)
+    assert document["num_images"] == 16 and document["num_quantized"] is None
+    assert not any("mAP" in warning for warning in document["warnings"])
     path = Path(document["path"])
     assert path.suffix == ".calib" and path.read_text().splitlines()[0].startswith("TRT-")
     assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
 
 
-def test_ranges_are_not_for_other_tools(
-    tmp_path: Path, model: Path, data: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("wishes", [("--no-measure",), ("--method", "nncf"), ("--max-drop", "2")])
+@pytest.mark.parametrize("where", ["blend.weight", "classes.bias"])
+def test_nan_in_what_predicts_is_an_error(
+    tmp_path: Path, model: Path, data: Path, capfd: pytest.CaptureFixture[str], where: str, wishes: tuple[str, ...]
 ) -> None:
-    assert run(model, data, tmp_path / "m.onnx", "--method", "nncf", "--ranges", "mse") == 2
-    assert "--ranges" in capfd.readouterr().err
+    if "nncf" in wishes:
+        pytest.importorskip("nncf")
+    proto = onnx.load(model)
+    tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == where)
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values.flat[0] = np.nan
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, where))
+    onnx.save(proto, tmp_path / "nan.onnx")
+    assert run(tmp_path / "nan.onnx", data, tmp_path / "out" / "m_int8.onnx", *wishes) == 2
+    assert "expected finite numbers in the float model" in capfd.readouterr().err
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_no_image_is_both_calibrated_on_and_measured_on(
+    tmp_path: Path, model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    data = write_colour_data(tmp_path / "twice", num_images=24)
+    files = sorted((data / "val2017").glob("*.png"))
+    different = len({file.read_bytes() for file in files})
+    assert different < len(files)
+    assert run(model, data, tmp_path / "m_int8.onnx") == 0
+    document = json.loads(capfd.readouterr().out)
+    num_held_back = int(document["map_images"].split()[0])
+    assert document["num_images"] + num_held_back == different
+
+
+def test_what_measuring_needs_is_missed_before_the_work(
+    tmp_path: Path, model: Path, data: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
+    assert run(model, data, tmp_path / "m_int8.onnx") == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()  # nor has a bar been drawn
+    assert "faster-coco-eval" in line and "boxwright[int8]" in line and "--no-measure" in line
+    assert not list(tmp_path.glob("*.onnx"))
+    assert run(model, data, tmp_path / "m_int8.onnx", "--no-measure") == 0
+
+
+@pytest.mark.parametrize(
+    ("wishes", "name"),
+    [
+        (("--method", "nncf", "--ranges", "mse"), "--ranges"),
+        (("--method", "trt-cache", "--engine", "openvino"), "--method trt-cache"),
+        (("--ranges", "minmax", "--percentile", "99.9"), "--percentile"),
+        (("--val-split", "val"), "--val-split"),
+        (("--no-resume",), "--no-resume"),
+        (("--num-threads", "2"), "--num-threads"),
+        (("--engines", "onnxruntime"), "--engines"),
+        (("--max-drop", "1", "--val-split", "val"), "--val-split"),
+        (("--max-drop", "1", "--engines", ""), "--engines"),
+    ],
+)
+def test_a_wish_that_would_be_ignored_is_refused(
+    tmp_path: Path,
+    model: Path,
+    data: Path,
+    capfd: pytest.CaptureFixture[str],
+    wishes: tuple[str, ...],
+    name: str,
+) -> None:
+    assert run(model, data, tmp_path / "m.onnx", *wishes) == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert line.startswith(f"boxwright: {name}:")
+    assert not list(tmp_path.iterdir())

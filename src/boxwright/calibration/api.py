@@ -11,15 +11,15 @@ import boxwright
 from boxwright.calibration.candidate import Quantizer, observed_tensors
 from boxwright.calibration.float_model import load_float_model
 from boxwright.calibration.held_back import Progress, divide_images, measure_on_held_back
-from boxwright.calibration.images import CalibrationImages, choose_images, network_inputs
-from boxwright.calibration.methods import MethodInputs, MethodResult, run_tool
+from boxwright.calibration.images import CalibrationImages, choose_images, network_inputs, without_copies
+from boxwright.calibration.methods import MethodInputs, MethodResult, run_tool, writes_model
 from boxwright.calibration.placement import rules_for
 from boxwright.calibration.ranges import RangeMethod
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.statistics import collect_statistics
 from boxwright.calibration.warning_words import float_model_warnings, image_warnings
 from boxwright.calibration.writing import write_model
-from boxwright.core.errors import InputError
+from boxwright.core.errors import InputError, MissingDependencyError
 from boxwright.core.files import check_not_source, check_writable
 from boxwright.core.manifest import CalibrationRecord, Manifest
 from boxwright.data import load_dataset
@@ -36,7 +36,7 @@ class CalibrationResult:
         path: of the INT8 file.
         manifest: that is inside.
         num_layers: convolutions and matrix products before the raw heads.
-        num_quantized: of these, executed in INT8.
+        num_quantized: of these, in INT8 in the file; None where it holds no model and the engine will decide.
         warnings: what the user should know.
         unreadable: images that were passed over, each with the reason.
     """
@@ -44,7 +44,7 @@ class CalibrationResult:
     path: Path
     manifest: Manifest
     num_layers: int
-    num_quantized: int
+    num_quantized: int | None
     warnings: tuple[str, ...]
     unreadable: tuple[str, ...]
 
@@ -75,7 +75,7 @@ def calibrate(
         method: of the activations' ranges; percentile 99.99 where None.
         engine: whose placement rules to follow; other engines read the file too.
         tool: another way to INT8 than our own ranges and placement: "nncf", or "trt-cache", which writes a cache for
-            TensorRT's calibrator instead of a model.
+            TensorRT's calibrator instead of a model, and measures nothing.
         measure: hold a part of the images back, and measure mAP before and after on them.
         on_progress: called with a phase, the images done and their number.
 
@@ -84,6 +84,7 @@ def calibrate(
 
     Raises:
         InputError: where something given cannot be used; nothing is written.
+        MissingDependencyError: where a package is not installed that will be needed.
     """
     target = Path(out)
     if target.suffix != ".onnx":
@@ -91,9 +92,12 @@ def calibrate(
     check_not_source(target, model)
     check_writable(target)
     report = on_progress or (lambda phase, done, total: None)
+    measure = measure and (tool is None or writes_model(tool))
+    if measure:
+        _check_can_measure()
     float_model = load_float_model(model)
     chosen = choose_images(load_dataset(Path(data), split), num_images)
-    calibration, held_back = divide_images(chosen.dataset, measure)
+    calibration, held_back = divide_images(without_copies(chosen.dataset), measure)
     inputs = MethodInputs(
         model=float_model,
         batches=lambda: network_inputs(float_model.manifest, calibration.samples, float_model.proto),
@@ -127,10 +131,20 @@ def calibrate(
         path=path,
         manifest=manifest,
         num_layers=len(float_model.layers),
-        num_quantized=len(float_model.layers) - len(made.layers_in_float),
+        num_quantized=None if made.proto is None else len(float_model.layers) - len(made.layers_in_float),
         warnings=tuple(_warnings(chosen, len(calibration.samples), record, measure=measure)),
         unreadable=tuple(f"{path}: {reason}" for path, reason in chosen.unreadable),
     )
+
+
+def _check_can_measure() -> None:
+    """Raise now what would be raised after minutes of work."""
+    try:
+        import faster_coco_eval  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(
+            "faster-coco-eval", extra="int8", needed_for="measuring what INT8 costs (--no-measure does without)"
+        ) from error
 
 
 def _quantize(inputs: MethodInputs, method: RangeMethod) -> MethodResult:

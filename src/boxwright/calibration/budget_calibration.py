@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import tempfile
 import time
@@ -208,15 +209,13 @@ def _check_arguments(
 def _store(
     model: str | os.PathLike[str], images: SearchImages, engine: str, num_threads: int, resume: bool
 ) -> EvaluationStore:
-    import importlib.metadata
-
     machine = describe_machine()
     subject = {
         "model": model_sha256(model),
         "calibration": content_sha256(images.calibration),
         "folds": images.folds,
         "choice": content_sha256(images.choice),
-        "engine": f"{engine} {importlib.metadata.version(engine)}",
+        "engine": f"{engine} {importlib.import_module(engine).__version__}",
         "machine": f"{machine.cpu_name}, {machine.num_cores}",
         "num_threads": num_threads,
         "boxwright": boxwright.__version__,

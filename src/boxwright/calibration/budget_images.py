@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from boxwright.bench.accuracy import check_usable
@@ -30,7 +30,7 @@ class SearchImages:
     """The images of a run.
 
     Attributes:
-        chosen: for calibration.
+        chosen: for calibration; those that cannot be read of both sets.
         calibration: their data set.
         folds: of each of them.
         choice: to choose on.
@@ -66,7 +66,9 @@ def read_images(
     calibration = without_copies(chosen.dataset)
     num_calibration = len(calibration.samples)
     if validation is not None:
-        choice = choose_images(validation, _MOST_CHOICE_IMAGES).dataset
+        others = choose_images(validation, _MOST_CHOICE_IMAGES)
+        chosen = replace(chosen, unreadable=chosen.unreadable + others.unreadable)
+        choice = others.dataset
         check_usable(choice)
         described = f"{len(choice.samples)} images of {choice.name} {choice.split}"
         return SearchImages(

@@ -57,6 +57,8 @@ def collect_statistics(
 ) -> Statistics:
     """Run the float model and look at its activations.
 
+    The raw heads and what the predicting layers are given are looked at too, for numbers that are not finite.
+
     Args:
         model: the float model.
         batches: inputs of the network, the number of images in them that count, and their fold.
@@ -71,23 +73,32 @@ def collect_statistics(
         InputError: where an activation is not finite.
     """
     statistics = Statistics(num_images=[0] * num_folds)
+    checked = {name: None for name in _results(model) if name not in tensors}
     sessions: list[tuple[object, list[str]]] = []
     done = 0
     for inputs, count, fold in batches:
         if not sessions:
-            sessions = open_pieces(model, inputs, tensors, statistics)
+            sessions = open_pieces(model, inputs, {**tensors, **checked}, statistics)
         for name in tensors:
             if name in inputs:
                 _observe(statistics, name, inputs[name][:count], tensors[name], fold, done)
         for session, names in sessions:
             outputs = session.run(names, dict(inputs))  # type: ignore[attr-defined]
             for name, array in zip(names, outputs, strict=True):
-                _observe(statistics, name, array[:count], tensors[name], fold, done)
+                if name in checked:
+                    check_finite(name, array)
+                else:
+                    _observe(statistics, name, array[:count], tensors[name], fold, done)
         statistics.num_images[fold] += count
         done += count
         if on_progress is not None:
             on_progress(done)
     return statistics
+
+
+def _results(model: FloatModel) -> list[str]:
+    """The raw heads and what the layers that predict are given: NaN there spoils no range, and all detections."""
+    return [*model.head_names, *(layer.input_name for layer in model.layers if layer.is_prediction)]
 
 
 def check_finite(name: str, values: np.ndarray) -> None:

@@ -37,7 +37,10 @@ EXTRAS: Mapping[str, tuple[str, tuple[str, ...]]] = {
             "yaml",
         ),
     ),
-    "int8": ("quantize to INT8", ("nncf", "onnx", "onnx_ir", "onnxruntime", "yaml")),
+    "int8": (
+        "quantize to INT8",
+        ("faster_coco_eval", "matplotlib", "nncf", "onnx", "onnx_ir", "onnxruntime", "yaml"),
+    ),
     "bench": (
         "measure speed and mAP",
         ("faster_coco_eval", "matplotlib", "mlperf_loadgen", "onnx", "plotly", "yaml"),

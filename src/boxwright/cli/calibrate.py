@@ -40,7 +40,9 @@ def calibrate(
     val_data: Annotated[
         Path | None, typer.Option("--val-data", help="Other images to choose on; else some are held back in turn.")
     ] = None,
-    val_split: Annotated[str, typer.Option("--val-split", help="Which part of --val-data.")] = "val",
+    val_split: Annotated[
+        str | None, typer.Option("--val-split", help="Which part of --val-data; val if not given.")
+    ] = None,
     time_limit: Annotated[float | None, typer.Option("--time-limit", help="Minutes that the search may take.")] = None,
     resume: Annotated[
         bool, typer.Option("--resume/--no-resume", help="Use what an earlier search on the same things measured.")
@@ -70,7 +72,9 @@ def calibrate(
     """Quantize an exported model to INT8 and say what it cost."""
     target = out or model.with_name(f"{model.stem}_int8.onnx")
     _check_together(method, max_drop, measure, {"--ranges": ranges, "--percentile": percentile, "--engine": engine})
+    _check_percentile(ranges, percentile)
     if max_drop is not None and method in (None, "search"):
+        _check_val_split(val_data, val_split)
         run_search(
             SearchWishes(
                 model=model,
@@ -79,9 +83,9 @@ def calibrate(
                 max_drop=max_drop,
                 split=split,
                 num_images=num_images,
-                engines=tuple(name.strip() for name in (engines or "openvino").split(",")),
+                engines=tuple(name.strip() for name in ("openvino" if engines is None else engines).split(",")),
                 val_data=val_data,
-                val_split=val_split,
+                val_split="val" if val_split is None else val_split,
                 time_limit=time_limit,
                 resume=resume,
                 allow_worse=allow_worse,
@@ -91,8 +95,18 @@ def calibrate(
             as_json=as_json,
         )
         return
-    for_search = {"--engines": engines, "--val-data": val_data, "--time-limit": time_limit, "--report": report}
-    _check_without_budget({**for_search, "--allow-worse": allow_worse or None})
+    _check_without_budget(
+        {
+            "--engines": engines,
+            "--val-data": val_data,
+            "--val-split": val_split,
+            "--time-limit": time_limit,
+            "--report": report,
+            "--num-threads": num_threads,
+            "--allow-worse": allow_worse or None,
+            "--no-resume": None if resume else True,
+        }
+    )
     result = _calibrate(
         model,
         data,
@@ -135,6 +149,21 @@ def _check_together(
         fix = "pass --engines instead" if given[0] == "--engine" else "leave it out"
         raise InputError(
             given[0], expected="no such wish beside --max-drop, which searches by measuring", got="one", fix=fix
+        )
+
+
+def _check_percentile(ranges: Ranges | None, percentile: float | None) -> None:
+    if percentile is not None and ranges not in (None, "percentile"):
+        raise InputError("--percentile", expected="--ranges percentile", got=f"--ranges {ranges}", fix="leave it out")
+
+
+def _check_val_split(val_data: Path | None, val_split: str | None) -> None:
+    if val_split is not None and val_data is None:
+        raise InputError(
+            "--val-split",
+            expected="--val-data beside it",
+            got="none",
+            fix="pass --val-data too, which may be the folder of --data",
         )
 
 
@@ -202,7 +231,9 @@ def _print(result: CalibrationResult) -> None:
     console = stdout_console()
     lines = [
         f"{result.path}  {result.path.stat().st_size / 1e6:.1f} MB",
-        f"{result.num_quantized} of {result.num_layers} layers in INT8: {record.method}",
+        record.method
+        if result.num_quantized is None
+        else f"{result.num_quantized} of {result.num_layers} layers in INT8: {record.method}",
     ]
     if record.map_before is not None and record.map_after is not None:
         drop = 100 * (record.map_before - record.map_after)

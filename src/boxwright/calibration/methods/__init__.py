@@ -14,6 +14,8 @@ from boxwright.calibration.float_model import FloatModel
 from boxwright.calibration.sessions import Tensors
 from boxwright.core.errors import UnsupportedError
 
+_WITHOUT_MODEL = frozenset({"trt-cache"})
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MethodInputs:
@@ -50,6 +52,11 @@ class MethodResult:
     description: str
     layers_in_float: tuple[str, ...] = ()
     write_extra: Callable[[Path], Path] | None = None
+
+
+def writes_model(name: str) -> bool:
+    """Whether the method of that name makes a model, rather than something for an engine to make one with."""
+    return name not in _WITHOUT_MODEL
 
 
 def run_tool(name: str, inputs: MethodInputs) -> MethodResult:

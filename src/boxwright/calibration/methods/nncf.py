@@ -12,6 +12,7 @@ from boxwright.calibration.float_model import FloatModel
 from boxwright.calibration.methods import MethodInputs, MethodResult
 from boxwright.calibration.placement import ActivationType, rules_for
 from boxwright.calibration.sessions import Tensors
+from boxwright.calibration.statistics import collect_statistics
 from boxwright.core.errors import InputError, ModelFileError
 from boxwright.core.nncf_import import import_nncf, quiet_nncf
 
@@ -27,9 +28,12 @@ def run(inputs: MethodInputs) -> MethodResult:
 
     Raises:
         MissingDependencyError: where NNCF is not installed.
+        InputError: where what the float model gives is not finite.
         ModelFileError: where NNCF cannot quantize the model.
     """
     nncf = import_nncf("calibrate --method nncf")
+    # NNCF looks at no raw head, and its ranges pass over what is not finite.
+    collect_statistics(inputs.model, ((arrays, count, 0) for arrays, count in inputs.batches()), tensors={})
     preset = _PRESETS.get(inputs.engine, _USUAL_PRESET)
     with quiet_nncf():
         try:

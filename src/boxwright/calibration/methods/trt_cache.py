@@ -22,6 +22,7 @@ from boxwright.calibration.histograms import ChannelHistograms
 from boxwright.calibration.methods import MethodInputs, MethodResult
 from boxwright.calibration.ranges import RangeMethod, choose_range
 from boxwright.calibration.statistics import Statistics, check_finite, open_pieces
+from boxwright.core.errors import InputError
 from boxwright.core.files import atomic_file
 
 # The kind of calibrator whose cache it says to be: the one that trtexec and most programs use.
@@ -34,7 +35,15 @@ _MOST_VALUES_AN_IMAGE = 1 << 18
 
 
 def run(inputs: MethodInputs) -> MethodResult:
-    """Choose a range for every tensor up to the raw heads."""
+    """Choose a range for every tensor up to the raw heads.
+
+    Raises:
+        InputError: for another engine than TensorRT, or where activations are not finite.
+    """
+    if inputs.engine != "tensorrt":
+        raise InputError(
+            "--method trt-cache", expected="the engine tensorrt", got=f"--engine {inputs.engine}", fix="leave it out"
+        )
     scales = tensor_scales(inputs)
     version = installed_version() or _USUAL_VERSION
     return MethodResult(
