@@ -12,6 +12,7 @@ import onnx
 import pytest
 
 from boxwright.cli.main import main
+from boxwright.runtimes import openvino
 from boxwright.runtimes.detector import Detector
 from colour_data import write_colour_data
 from colour_network import QUANTIZABLE, save_colour_network
@@ -126,6 +127,16 @@ def test_what_measuring_needs_is_missed_before_the_work(
     assert "faster-coco-eval" in line and "boxwright[int8]" in line and "--no-measure" in line
     assert not list(tmp_path.glob("*.onnx"))
     assert run(model, data, tmp_path / "m_int8.onnx", "--no-measure") == 0
+
+
+def test_what_nncf_makes_for_openvino_needs_openvino_to_measure(
+    tmp_path: Path, model: Path, data: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(openvino, "available", lambda: "the package openvino is not installed")
+    assert run(model, data, tmp_path / "m_int8.onnx", "--method", "nncf") == 2
+    (line,) = capfd.readouterr().err.strip().splitlines()
+    assert "boxwright[openvino]" in line and "--no-measure" in line
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 import boxwright
 from boxwright.calibration.candidate import Quantizer, observed_tensors
 from boxwright.calibration.float_model import load_float_model
-from boxwright.calibration.held_back import Progress, divide_images, measure_on_held_back
+from boxwright.calibration.held_back import Progress, divide_images, engine_to_measure, measure_on_held_back
 from boxwright.calibration.images import CalibrationImages, choose_images, network_inputs, without_copies
 from boxwright.calibration.methods import MethodInputs, MethodResult, run_tool, writes_model
 from boxwright.calibration.placement import rules_for
@@ -94,7 +94,7 @@ def calibrate(
     report = on_progress or (lambda phase, done, total: None)
     measure = measure and (tool is None or writes_model(tool))
     if measure:
-        _check_can_measure()
+        _check_can_measure(tool, engine)
     float_model = load_float_model(model)
     chosen = choose_images(load_dataset(Path(data), split), num_images)
     calibration, held_back = divide_images(without_copies(chosen.dataset), measure)
@@ -137,14 +137,16 @@ def calibrate(
     )
 
 
-def _check_can_measure() -> None:
+def _check_can_measure(tool: str | None, engine: str) -> None:
     """Raise now what would be raised after minutes of work."""
+    needed_for = "measuring what INT8 costs (--no-measure does without)"
     try:
         import faster_coco_eval  # noqa: F401
     except ImportError as error:
-        raise MissingDependencyError(
-            "faster-coco-eval", extra="int8", needed_for="measuring what INT8 costs (--no-measure does without)"
-        ) from error
+        raise MissingDependencyError("faster-coco-eval", extra="int8", needed_for=needed_for) from error
+    if tool == "nncf" and engine == "openvino" and engine_to_measure(engine) != engine:
+        # Our own form for OpenVINO runs on ONNX Runtime too, but not NNCF's.
+        raise MissingDependencyError("openvino", extra="openvino", needed_for=needed_for)
 
 
 def _quantize(inputs: MethodInputs, method: RangeMethod) -> MethodResult:

@@ -53,7 +53,7 @@ def measure_on_held_back(
         write_model(proto, manifest, candidate)
         results = []
         for phase, path in (("measuring the float model", Path(model)), ("measuring INT8", candidate)):
-            with Detector(path, backend=_engine_to_measure(engine), conf=_SCORE_THRESHOLD) as detector:
+            with Detector(path, backend=engine_to_measure(engine), conf=_SCORE_THRESHOLD) as detector:
                 report(phase, 0, total)
                 results.append(evaluate(detector, held_back).map)
                 report(phase, total, total)
@@ -61,12 +61,12 @@ def measure_on_held_back(
         manifest.calibration,
         map_before=results[0],
         map_after=results[1],
-        map_images=f"{total} held-back images of {held_back.name} {held_back.split}, on {_engine_to_measure(engine)}",
+        map_images=f"{total} held-back images of {held_back.name} {held_back.split}, on {engine_to_measure(engine)}",
         map_images_sha256=content_sha256(held_back),
     )
 
 
-def _engine_to_measure(engine: str) -> str:
+def engine_to_measure(engine: str) -> str:
     """The engine itself where it is installed here, else ONNX Runtime."""
     from boxwright.runtimes.backend import backend_module, backend_names
 
