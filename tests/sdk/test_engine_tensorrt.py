@@ -23,7 +23,10 @@ STRICT = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-Wno-deprecated-declarat
 KERNELS = (
     "candidates decode_nms decode_nms_validate instruction_set letterbox ranking vector_kernels vector_kernels_plain"
 )
-pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+pytestmark = [
+    pytest.mark.skipif(COMPILER is None, reason="no C++ compiler"),
+    pytest.mark.xdist_group("engine_tensorrt"),  # compiled once
+]
 
 
 HEADER_ROOTS = [root for root in tensorrt_roots() if has_all_headers(root)]
