@@ -122,6 +122,28 @@ def test_what_moves_integers_keeps_their_scale(model: FloatModel, statistics: St
         ]
 
 
+def test_what_is_concatenated_keeps_scales_of_its_own(
+    model: FloatModel, statistics: Statistics, tmp_path: Path
+) -> None:
+    """Each part has the finest steps that it can have; the engine brings them to the scale of the whole."""
+    parts = {name: quantize_input((), statistics.of(name), RECIPE).scale for name in ("deep_leaky_out", "sum_out")}
+    whole = quantize_input((), statistics.of("both_out"), RECIPE).scale
+    made = fused(model, statistics, LAYERS)
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in made.graph.initializer}
+    producers = {name: node for node in made.graph.node for name in node.output}
+    concat = next(node for node in made.graph.node if node.name == "both")
+    inputs_of_concat = [producers[name] for name in concat.input]
+    assert [node.op_type for node in inputs_of_concat] == ["DequantizeLinear"] * 2
+    scales = [constants[node.input[1]].item() for node in inputs_of_concat]
+    assert scales == list(parts.values()) and scales[0] != scales[1]
+    # So does the engine: one node with a scale for each part and one for the result.
+    optimized_ops(made, tmp_path)
+    optimized = onnx.load(tmp_path / "optimized.onnx")
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in optimized.graph.initializer}
+    (node,) = [node for node in optimized.graph.node if node.op_type == "QLinearConcat"]
+    assert [constants[node.input[index]].item() for index in (0, 3, 6)] == [whole, *scales]
+
+
 def test_steps_are_not_spent_where_silu_is_flat(model: FloatModel) -> None:
     layer = model.layer("left")
     input_of_layer = InputQuantization(factors=None, scale=0.1, zero_point=0, activation_type="uint8")
