@@ -42,6 +42,8 @@ def layer(name: str) -> Layer:
 class FakeQuantizer:
     """Every layer may be quantized."""
 
+    can_equalize = False
+
     def quantizable(self, recipe: Recipe) -> tuple[Layer, ...]:
         return tuple(layer(name) for name in DAMAGES)
 

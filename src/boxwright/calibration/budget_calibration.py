@@ -19,6 +19,7 @@ from boxwright.calibration.budget_words import advice, failure, warnings_of
 from boxwright.calibration.candidate import Quantizer, observed_tensors
 from boxwright.calibration.choice import ChoiceSet, prepare_choice
 from boxwright.calibration.engines import check_engines
+from boxwright.calibration.equalization import equalize
 from boxwright.calibration.evaluation import Evaluator
 from boxwright.calibration.evaluation_store import EvaluationStore
 from boxwright.calibration.final_timing import time_finalists
@@ -118,7 +119,12 @@ def calibrate_to_budget(
     float_model = load_float_model(model)
     images = read_images(data, split, val_data, val_split, num_images)
     statistics = _collect(float_model, images, engines, report)
-    quantizer = Quantizer(float_model, statistics, lambda leave_out: batches_without(float_model, images, leave_out))
+    quantizer = Quantizer(
+        float_model,
+        statistics,
+        lambda leave_out: batches_without(float_model, images, leave_out),
+        equalized=_equalized(float_model, images, engines, report),
+    )
     with tempfile.TemporaryDirectory() as folder:
         choice = prepare_choice(
             images.choice, images.choice_folds, float_model.manifest, float_model.proto, Path(folder)
@@ -160,7 +166,20 @@ def calibrate_to_budget(
     return result
 
 
-def _collect(model: FloatModel, images: SearchImages, engines: Sequence[str], report: Progress) -> Statistics:
+def _equalized(model: FloatModel, images: SearchImages, engines: Sequence[str], report: Progress) -> Quantizer | None:
+    """Of the model equalised across layers, where an engine has no factors for channels and a layer can be."""
+    if all(rules_for(engine).rescales_channels for engine in engines):
+        return None
+    equalized = equalize(model, batches_without(model, images, None))
+    if equalized is None:
+        return None
+    statistics = _collect(equalized, images, engines, report, phase="calibrating, equalized")
+    return Quantizer(equalized, statistics, lambda leave_out: batches_without(model, images, leave_out))
+
+
+def _collect(
+    model: FloatModel, images: SearchImages, engines: Sequence[str], report: Progress, *, phase: str = "calibrating"
+) -> Statistics:
     return collect_statistics(
         model,
         fold_batches(model, images),
@@ -168,7 +187,7 @@ def _collect(model: FloatModel, images: SearchImages, engines: Sequence[str], re
             model, fused=any(rules_for(engine).style == "fused" for engine in engines), predictions=True
         ),
         num_folds=max(images.folds) + 1,
-        on_progress=lambda done: report("calibrating", done, len(images.folds)),
+        on_progress=lambda done: report(phase, done, len(images.folds)),
     )
 
 

@@ -36,16 +36,29 @@ class Quantizer:
         model: the float model.
         statistics: of its activations.
         batches: for the repairs that look at images again; None where no recipe names one.
+        equalized: of the same model equalised across layers, for recipes that ask for that.
     """
 
-    def __init__(self, model: FloatModel, statistics: Statistics, batches: Batches | None = None) -> None:
+    def __init__(
+        self,
+        model: FloatModel,
+        statistics: Statistics,
+        batches: Batches | None = None,
+        equalized: Quantizer | None = None,
+    ) -> None:
         self._model = model
         self._statistics = statistics
         self._batches = batches
+        self._equalized = equalized
         self._inputs: dict[tuple[object, ...], InputQuantization] = {}
         self._layers: dict[tuple[object, ...], QuantizedLayer] = {}
         self._repaired: dict[tuple[object, ...], dict[str, QuantizedLayer]] = {}
         self._recent: list[tuple[object, ...]] = []
+
+    @property
+    def can_equalize(self) -> bool:
+        """Whether recipes may ask for equalisation."""
+        return self._equalized is not None
 
     def quantizable(self, recipe: Recipe) -> tuple[Layer, ...]:
         """The layers that a recipe may quantize: all but those whose results are the predictions, or these too."""
@@ -63,6 +76,8 @@ class Quantizer:
             raw: up to the raw heads alone.
             leave_out: fold of images whose activations do not count.
         """
+        if recipe.equalizes and self._equalized is not None:
+            return self._equalized.build(recipe, raw=raw, leave_out=leave_out)
         proto = self._model.raw_proto if raw else self._model.proto
         model = ir.from_proto(proto)
         layers = self._numbers(recipe, leave_out)

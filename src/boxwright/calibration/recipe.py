@@ -22,6 +22,7 @@ class Recipe:
             layers and products, 0 to 1; None leaves them. Depthwise layers take all of it where the engine rescales
             channels: there it costs the weights nothing.
         corrects_bias: whether the mean error of each layer's output is taken off its bias.
+        equalizes: whether the float model is equalised across layers first.
         quantizes_predictions: whether the layers whose results are the predictions may be quantized too.
         repairs: names of repairs that are run on the quantized layers, in this order.
     """
@@ -33,6 +34,7 @@ class Recipe:
     finest_layers: frozenset[str] = frozenset()
     migration: float | None = 0.5
     corrects_bias: bool = True
+    equalizes: bool = False
     quantizes_predictions: bool = False
     repairs: tuple[str, ...] = ()
 
@@ -47,6 +49,8 @@ class Recipe:
             parts.append("bias corrected")
         if self.fine_layers or self.finest_layers:
             parts.append(f"{len(self.fine_layers)} layers run twice, {len(self.finest_layers)} three times")
+        if self.equalizes:
+            parts.append("equalized across layers")
         if self.quantizes_predictions:
             parts.append("predictions too")
         parts += [name.replace("_", " ") for name in self.repairs]

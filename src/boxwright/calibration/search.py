@@ -143,6 +143,8 @@ class Search:
         has_products = any(layer.kind == "matmul" for layer in self._layers)
         if recipe.rules.rescales_channels or (recipe.rules.rescales_products and has_products):
             changed += [replace(recipe, migration=migration) for migration in _MIGRATIONS]
+        if recipe.rules.style == "fused" and self._quantizer.can_equalize:
+            changed.append(replace(recipe, equalizes=True))
         return changed
 
     def _worthwhile_repairs(self) -> list[str]:

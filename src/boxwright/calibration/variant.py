@@ -32,6 +32,8 @@ class Variant:
             parts.append(f"migration {self.recipe.migration:g}")
         if not self.recipe.corrects_bias:
             parts.append("bias left")
+        if self.recipe.equalizes:
+            parts.append("equalized")
         if self.recipe.quantizes_predictions:
             parts.append("predictions too")
         parts += [name.replace("_", " ") for name in self.recipe.repairs]
@@ -61,5 +63,6 @@ class Variant:
                 "corrects_bias": recipe.corrects_bias,
                 "quantizes_predictions": recipe.quantizes_predictions,
                 "repairs": list(recipe.repairs),
+                **({"equalizes": True} if recipe.equalizes else {}),
             },
         }
