@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from boxwright.core.boxes import FloatArray
 from boxwright.models.classical.hog import CELL_PIXELS
@@ -28,11 +29,13 @@ def scan_variations(num_boxes: int, seed: int) -> Variations:
 
     def vary(boxes_xyxy: FloatArray, window_hw: tuple[int, int]) -> FloatArray:
         sides = boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]  # (N, 2) x, y
+        centres = (boxes_xyxy[:, 2:] + boxes_xyxy[:, :2]) / 2
         varied = [boxes_xyxy]
         for _ in range(copies - 1):
-            moves = np.tile(random.uniform(-_SCAN_SHIFT, _SCAN_SHIFT, sides.shape) * sides, 2)
-            varied.append(_scaled((boxes_xyxy + moves).astype(np.float32), random))
-        result: FloatArray = np.concatenate(varied)
+            scales = _scales(len(boxes_xyxy), random)
+            moved = centres + random.uniform(-_SCAN_SHIFT, _SCAN_SHIFT, sides.shape) * sides
+            varied.append(np.concatenate([moved - sides * scales / 2, moved + sides * scales / 2], axis=1))
+        result: FloatArray = np.concatenate(varied).astype(np.float32)
         return result
 
     return vary
@@ -58,8 +61,13 @@ def cell_variations(num_boxes: int, seed: int) -> Variations:
 
 def _scaled(boxes_xyxy: FloatArray, random: np.random.Generator) -> FloatArray:
     """Boxes (N, 4) of the same centres, a little larger or smaller."""
-    scales = np.exp(random.uniform(-_SCAN_SCALE, _SCAN_SCALE, (len(boxes_xyxy), 1)))
+    scales = _scales(len(boxes_xyxy), random)
     centres = (boxes_xyxy[:, 2:] + boxes_xyxy[:, :2]) / 2
     halves = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]) * scales / 2
     result: FloatArray = np.concatenate([centres - halves, centres + halves], axis=1).astype(np.float32)
     return result
+
+
+def _scales(count: int, random: np.random.Generator) -> NDArray[np.float64]:
+    """Factors (N, 1) for the sides of boxes."""
+    return np.exp(random.uniform(-_SCAN_SCALE, _SCAN_SCALE, (count, 1)))
