@@ -208,6 +208,21 @@ def test_the_same_seed_gives_the_same_cascade() -> None:
     assert train_cascade(positives, images, settings) == train_cascade(positives, images, settings)
 
 
+@pytest.mark.parametrize("target", [0.3, 0.05])
+def test_training_ends_when_little_enough_passes(target: float) -> None:
+    random = np.random.default_rng(5)
+    positives, images = np.stack([cross(random) for _ in range(60)]), backgrounds(random, 3)
+    settings = CascadeSettings(
+        num_stages=8, max_stumps=5, num_features=80, num_negatives=100, target_false_positive_rate=target
+    )
+    reports: list[StageReport] = []
+    cascade = train_cascade(positives, images, settings, on_stage=reports.append)
+    assert 1 <= len(cascade.stages) == len(reports) < 8
+    assert all(report.negatives_passed_so_far > target for report in reports)
+    found = scan(cascade, images, 10**6, random, most_scanned=10**9)
+    assert 0 < found.num_passed / found.num_scanned < 1.5 * target
+
+
 FLAT = np.full((30, 30), 100, np.uint8)
 
 
@@ -241,6 +256,14 @@ def test_boosting_in_portions_gives_what_boosting_at_once_gives(monkeypatch: pyt
 def test_too_little_to_learn_from(positives: Windows, images: list[Windows], message: str) -> None:
     with pytest.raises(InputError, match=message):
         train_cascade(positives, images)
+
+
+@pytest.mark.parametrize("count", [30, 60, 90])
+def test_objects_that_are_the_background(count: int) -> None:
+    window = np.random.default_rng(0).integers(0, 256, (12, 12), dtype=np.uint8)
+    settings = CascadeSettings(num_features=50, num_negatives=60)
+    with pytest.raises(InputError, match="some feature tells from the background"):
+        train_cascade(np.repeat(window[None], count, axis=0), [window], settings)
 
 
 @pytest.mark.parametrize(

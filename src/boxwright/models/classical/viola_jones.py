@@ -192,17 +192,26 @@ def _boost(table: FloatArray, is_positive: NDArray[np.bool_], most_stumps: int, 
     except ImportError as error:
         raise MissingDependencyError("scikit-learn", extra="train", needed_for="train_cascade") from error
     ensemble = AdaBoostClassifier(DecisionTreeClassifier(max_depth=1), n_estimators=most_stumps, random_state=seed)
-    ensemble.fit(table, is_positive.astype(np.int64))
+    try:
+        ensemble.fit(table, is_positive.astype(np.int64))
+    except ValueError as error:
+        if "worse than random" not in str(error):
+            raise
+        raise _nothing_tells_them_apart() from error
     trees = zip(ensemble.estimators_, ensemble.estimator_weights_, strict=False)
     stumps = [_as_stump(tree, float(weight)) for tree, weight in trees]
     if any(stump is None for stump in stumps[:1]):
-        raise InputError(
-            "windows to learn from",
-            expected="positives that some feature tells from the background",
-            got="none that does",
-            fix="pass other images, or more features",
-        )
+        raise _nothing_tells_them_apart()
     return [stump for stump in stumps if stump is not None]
+
+
+def _nothing_tells_them_apart() -> InputError:
+    return InputError(
+        "windows to learn from",
+        expected="positives that some feature tells from the background",
+        got="none that does",
+        fix="pass other images, or more features",
+    )
 
 
 def _as_stump(tree: Any, weight: float) -> Stump | None:
