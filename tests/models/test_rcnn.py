@@ -249,6 +249,15 @@ def test_max_pools_the_cells_that_a_bin_touches() -> None:
     assert pooled.reshape(2, 2).tolist() == [[8.0, 10.0], [20.0, 22.0]]  # columns 1 to 4 and rows 0 to 3, in halves
 
 
+def test_max_pools_maps_of_a_shorter_type_at_the_same_places() -> None:
+    grid = torch.arange(24.0).repeat(2).reshape(1, 2, 4, 6)
+    # At 259 pixels a coordinate in bfloat16 would be off by one, which is another cell of a map of stride 1.
+    wide = torch.nn.functional.pad(grid, (256, 0))
+    for dtype in (torch.bfloat16, torch.float32):
+        pooled = RegionPool(strides=(1,), side=1, kind="pool")([wide.to(dtype)], torch.tensor([[0.0, 259, 0, 259, 3]]))
+        assert pooled.dtype == dtype and pooled.flatten().tolist() == [21.0, 21.0]
+
+
 def test_samples_at_most_the_fraction_of_positives_and_fills_up() -> None:
     torch.manual_seed(0)
     positive = torch.tensor([True] * 10 + [False] * 30)

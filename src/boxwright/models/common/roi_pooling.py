@@ -80,9 +80,9 @@ class RegionPool(nn.Module):
                 shape=(rois.shape[0], feature_map.shape[1], self.side, self.side),
                 version=1,
             )
-        else:
-            pooled = roi_pool(feature_map, rois, (self.side, self.side), spatial_scale=scale)
-        return pooled
+        else:  # a map in bf16 is pooled in the regions' type, which holds their coordinates
+            pooled = roi_pool(feature_map.to(rois.dtype), rois, (self.side, self.side), spatial_scale=scale)
+        return pooled.to(feature_map.dtype)
 
 
 def region_levels(boxes_xyxy: Tensor, strides: Sequence[int]) -> Tensor:
