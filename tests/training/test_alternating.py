@@ -7,7 +7,7 @@ import torch
 
 from boxwright.cli.main import main
 from boxwright.core.errors import InputError, OutputError
-from boxwright.models import load_model
+from boxwright.models import build_model, load_model
 from boxwright.training import TrainConfig, TrainResult
 from boxwright.training.alternating import step_folder, train_alternating
 
@@ -52,6 +52,21 @@ def test_a_finished_run_is_left_as_it_is_and_a_lost_step_done_again(result: Trai
     after = weights_after(result.out, 4)
     assert all(torch.allclose(after[name], tensor, atol=1e-5) for name, tensor in before.items())
     assert (step_folder(result.out, 1) / "last.pt").stat().st_mtime_ns == first
+
+
+def test_the_proposer_of_step_2_goes_along_and_proposes_as_many_as_in_training() -> None:
+    model = build_model("fasterrcnn-pico", num_classes=2)
+    initial = dict(model.state_dict())
+    num_parameters = len(list(model.parameters()))
+    model.begin_alternating_step(2, initial)
+    assert len(list(model.parameters())) == num_parameters and model.state_dict().keys() == initial.keys()
+    (proposer,) = model.proposers
+    images, size_hw = torch.randn(1, 3, 64, 96), torch.tensor([[64.0, 96.0]])
+    as_in_training, as_in_evaluation = model.rpn.config.top_k_in_training[1], model.rpn.config.top_k[1]
+    assert proposer.propose(images, size_hw).boxes_xyxy.shape[1] == as_in_training > as_in_evaluation
+    assert model.eval().propose(images, size_hw).boxes_xyxy.shape[1] == as_in_evaluation
+    model.to("meta")  # as training moves it to its device, after the step has begun
+    assert {tensor.device.type for tensor in proposer.state_dict().values()} == {"meta"}
 
 
 def test_detectors_without_steps_are_refused_in_one_line(

@@ -10,7 +10,7 @@ Vasconcelos, Cascade R-CNN, CVPR 2018; the second version of the heads after tor
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import ClassVar
 
@@ -174,6 +174,12 @@ class FasterRcnn(RegionDetector, FittedAnchorModel):
             self.backbone.eval()  # statistics of a fixed part stay, too
         return self
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FasterRcnn:
+        for proposer in self.proposers:  # not a submodule, yet it goes where we go
+            proposer._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
     def forward(self, images: Tensor, pixel_mask: Tensor | None = None) -> dict[str, Tensor]:
         maps = self.backbone(images)
         image_size_hw = canvas_size_hw(images, pixel_mask)
@@ -231,7 +237,10 @@ class FasterRcnn(RegionDetector, FittedAnchorModel):
             raise InputError("step", expected="1, 2, 3 or 4", got=repr(step), fix="pass them in this order")
         self.proposers.clear()
         if step == 2:
-            self.proposers.append(copy.deepcopy(self).eval().requires_grad_(False))
+            proposer = copy.deepcopy(self).eval().requires_grad_(False)
+            rpn = proposer.rpn  # in evaluation, but it proposes as many as in training
+            rpn.config = replace(rpn.config, top_k=rpn.config.top_k_in_training)
+            self.proposers.append(proposer)
             prefix = "backbone."
             own = {name.removeprefix(prefix): value for name, value in initial.items() if name.startswith(prefix)}
             self.backbone.load_state_dict(own)
