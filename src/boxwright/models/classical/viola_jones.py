@@ -33,8 +33,9 @@ class CascadeSettings:
         min_true_positive_rate: that each stage keeps of the positives.
         max_false_positive_rate: at which a stage is done.
         max_stumps: of a stage, whatever it lets pass.
-        target_false_positive_rate: of the whole cascade on the windows of the backgrounds at all places and scales, at
-            which training ends.
+        target_false_positive_rate: at which training ends: the share of the places of the backgrounds, at all scales,
+            at which OpenCV finds the object. Of all windows more may pass, since OpenCV skips the place beside one that
+            the first stage rejects.
         num_features: drawn from all, for the whole cascade.
         num_negatives: windows that each stage is trained against; fewer where the backgrounds give no more.
         seed: of the draws.
@@ -66,7 +67,8 @@ class StageReport:
         num_stumps: of the stage.
         true_positive_rate: of the positives that came to it.
         false_positive_rate: of its negatives.
-        negatives_passed_so_far: the share of background windows that got as far as this stage.
+        negatives_passed_so_far: the share of background windows that got as far as this stage; from the second stage on
+            of the places at which OpenCV may look, and so a lower bound (see `Scan`).
     """
 
     num_stumps: int
@@ -87,7 +89,7 @@ def train_cascade(
     Args:
         positives: (N, H, W) uint8 grey: the object, filling a window of that size.
         backgrounds: (h, w) uint8 grey images without the object, from which negatives are taken at all sizes: at random
-            for the first stage, then what passes where OpenCV looks at every place.
+            for the first stage, then what passes in OpenCV's scan of them (of one beyond a megapixel, of a part).
         settings: see `CascadeSettings`.
         on_stage: told of every stage.
 
@@ -126,7 +128,7 @@ def train_cascade(
 def _negatives(
     cascade: Cascade, backgrounds: Sequence[NDArray[np.uint8]], settings: CascadeSettings, random: np.random.Generator
 ) -> tuple[Windows, float]:
-    """Background windows (M, H, W) that the cascade takes for the object, and the share of all that it does."""
+    """Background windows (M, H, W) that the cascade takes for the object, and a lower bound of their share."""
     if not cascade.stages:
         windows = random_windows(backgrounds, cascade.window_hw, settings.num_negatives, random)
         windows = windows[cascade.passes(windows)]
