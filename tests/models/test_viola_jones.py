@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -79,6 +80,26 @@ def test_features_fit_the_window_and_sum_to_nothing() -> None:
         assert sum(entry.weight * entry.width * entry.height for entry in feature) == 0
         assert all(entry.x >= 0 and entry.x + entry.width <= 5 for entry in feature)
         assert all(entry.y >= 0 and entry.y + entry.height <= 6 for entry in feature)
+
+
+@pytest.mark.parametrize("window_hw", [(6, 5), (1, 7), (9, 11), (12, 12)])
+def test_features_are_drawn_as_if_all_were_listed(window_hw: tuple[int, int]) -> None:
+    features = list(haar_features(window_hw))
+    for count in (1, len(features) // 2, len(features) - 1):
+        drawn = np.sort(np.random.default_rng(3).choice(len(features), size=count, replace=False))
+        expected = tuple(features[index] for index in drawn)
+        assert sample_features(window_hw, count, np.random.default_rng(3)) == expected
+    for count in (len(features), len(features) + 1):
+        assert sample_features(window_hw, count, np.random.default_rng(3)) == tuple(features)
+
+
+def test_features_of_large_windows_are_drawn_in_little_memory() -> None:
+    tracemalloc.start()
+    try:
+        assert len(set(sample_features((48, 48), 200, np.random.default_rng(0)))) == 200
+        assert tracemalloc.get_traced_memory()[1] < 100e6
+    finally:
+        tracemalloc.stop()
 
 
 def test_values_are_normalised_sums() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ class WeightedRectangle:
 
 
 HaarFeature = tuple[WeightedRectangle, ...]
+# How many bars each kind of feature has across and down.
+_BARS = ((2, 1), (1, 2), (3, 1), (1, 3), (3, 3), (2, 2))
 
 
 def haar_features(window_hw: tuple[int, int]) -> Iterator[HaarFeature]:
@@ -38,17 +41,23 @@ def haar_features(window_hw: tuple[int, int]) -> Iterator[HaarFeature]:
     for y in range(height):
         for x in range(width):
             for h in range(1, height - y + 1):
-                for w in range(1, width - x + 1):
-                    yield from _features_at(x, y, w, h, (height, width))
+                yield from _features_of_height(x, y, h, window_hw)
 
 
 def sample_features(window_hw: tuple[int, int], count: int, random: np.random.Generator) -> tuple[HaarFeature, ...]:
     """So many of all features, drawn without repetition; all where there are no more."""
-    features = list(haar_features(window_hw))
-    if len(features) <= count:
-        return tuple(features)
-    chosen = random.choice(len(features), size=count, replace=False)
-    return tuple(features[index] for index in np.sort(chosen))
+    counts = _counts(window_hw)  # (H, W, H)
+    ends = counts.cumsum()
+    if ends[-1] <= count:
+        return tuple(haar_features(window_hw))
+    chosen = np.sort(random.choice(int(ends[-1]), size=count, replace=False))
+    # A window of 96x96 has 43 million features: only those at the places of chosen ones are listed.
+    features: list[HaarFeature] = []
+    for index, place in zip(chosen, np.searchsorted(ends, chosen, side="right"), strict=True):
+        y, x, row = (int(entry) for entry in np.unravel_index(place, counts.shape))
+        at_place = _features_of_height(x, y, row + 1, window_hw)
+        features.append(next(islice(at_place, int(index - ends[place] + counts[y, x, row]), None)))
+    return tuple(features)
 
 
 class IntegralWindows:
@@ -86,6 +95,23 @@ class IntegralWindows:
         for column, feature in enumerate(features):
             table[:, column] = self.values(feature)
         return table
+
+
+def _counts(window_hw: tuple[int, int]) -> NDArray[np.int64]:
+    """How many features `_features_of_height` gives at each y, x and height - 1: (H, W, H)."""
+    height, width = window_hw
+    counts = np.zeros((height, width, height), dtype=np.int64)
+    room_below, room_right = height - np.arange(height)[:, None], width - np.arange(width)
+    for across, down in _BARS:
+        fits = down * (np.arange(height) + 1) <= room_below  # (H, H) y, height - 1
+        counts += fits[:, None, :] * (room_right // across)[None, :, None]
+    return counts
+
+
+def _features_of_height(x: int, y: int, h: int, window_hw: tuple[int, int]) -> Iterator[HaarFeature]:
+    """The features whose first bar lies at x, y and is h pixels high, of any width."""
+    for w in range(1, window_hw[1] - x + 1):
+        yield from _features_at(x, y, w, h, window_hw)
 
 
 def _features_at(x: int, y: int, w: int, h: int, window_hw: tuple[int, int]) -> Iterator[HaarFeature]:
