@@ -15,7 +15,7 @@ from rich.console import Console
 
 from bench_reports import report_of, result_of
 from boxwright.bench.candidate import is_quantized
-from boxwright.bench.results_file import save_report
+from boxwright.bench.results_file import load_report, save_report
 from boxwright.cli._bench_display import results_table
 from boxwright.cli._bench_parsing import parse_cores, parse_points, parse_precisions, parse_share
 from boxwright.cli.main import main
@@ -56,6 +56,22 @@ def test_json_and_report(tmp_path: Path, data: Path, capfd: pytest.CaptureFixtur
     assert report["machine"]["cpu_name"]
     assert {point["name"] for point in report["pareto"]} <= {row["name"] for row in report["results"]}
     assert {path.name for path in out.iterdir()} == {"results.json", "report.md", "pareto.png", "report.html"}
+
+
+def test_some_of_the_classes(tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A model that knows green alone, and its report says that it was measured on that."""
+    manifest = colour_cells_manifest(class_names=("violet", "green", "orange"))
+    model, out = str(save_colour_cells(tmp_path / "m.onnx", "raw", manifest=manifest)), tmp_path / "report"
+    arguments = ["bench", model, "--data", str(data), "--out", str(out), "--classes", "green", "--json", *QUICK]
+    assert main(arguments) == 0
+    report = json.loads(capfd.readouterr().out)
+    assert report["results"][0]["map"] == pytest.approx(1.0, abs=0.02)
+    assert (report["data"]["chosen_classes"], report["data"]["num_classes"]) == (["green"], 1)
+    sentence = f"6 images, {report['data']['num_boxes']} boxes of green alone)"
+    assert sentence in (out / "report.md").read_text() and sentence in (out / "report.html").read_text()
+    del report["data"]["chosen_classes"]  # as documents had it before
+    (tmp_path / "old.json").write_text(json.dumps(report))
+    assert load_report(tmp_path / "old.json").data.chosen_classes == ()
 
 
 def test_an_int8_file_is_measured_in_int8_alone(tmp_path: Path, data: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -240,12 +240,13 @@ def match_classes(class_names: Sequence[str], dataset: Dataset) -> NDArray[np.in
     annotated = [name for name, count in dataset.boxes_per_class().items() if count > 0]
     missing = [name for name in annotated if name not in class_names]
     if missing:
+        other_name = "; where a file of OpenCV merely names its one class otherwise, say so with --labels NAME"
         raise DatasetError(
             f"{dataset.root} (split {dataset.split}): class names",
             expected="classes that the model knows: " + _shorten(class_names),
             got="boxes of other classes: " + _shorten(missing),
             fix="measure on the classes that it knows (--classes), on the data that it was trained for, or export it "
-            "with the --labels that it was trained on",
+            "with the --labels that it was trained on" + (other_name if len(class_names) == 1 else ""),
         )
     index_of_name = {name: index for index, name in reversed(list(enumerate(dataset.class_names)))}
     return np.array([index_of_name.get(name, -1) for name in class_names], dtype=np.int64)

@@ -89,9 +89,10 @@ def summary_sentence(report: BenchReport) -> str:
     front = ", ".join(f"**{point.name}** ({point.fps:.1f} FPS, AP {point.map:.4f})" for point in report.pareto)
     data, count = report.data, len(report.results)
     candidates = "1 candidate" if count == 1 else f"{count} candidates"
+    of_classes = f" of {', '.join(data.chosen_classes)} alone" if data.chosen_classes else ""
     return (
         f"{candidates} on {data.path} ({data.split}: {data.num_images} images, {data.num_boxes} "
-        f"boxes), on {report.machine.cpu_name}, {report.machine.num_cores} cores. "
+        f"boxes{of_classes}), on {report.machine.cpu_name}, {report.machine.num_cores} cores. "
         + (
             f"No other candidate beats these in both speed and AP: {front}."
             if front

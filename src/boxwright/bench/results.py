@@ -206,7 +206,18 @@ class ParetoPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSummary:
-    """The data that was measured on."""
+    """The data that was measured on.
+
+    Attributes:
+        path: folder.
+        split: of it.
+        layout: of its files.
+        num_images: in the split.
+        num_boxes: of the classes that were measured on.
+        num_classes: likewise.
+        sha256: of the images, boxes and class names.
+        chosen_classes: names of the only classes whose boxes were measured on; empty for all.
+    """
 
     path: str
     split: str
@@ -215,6 +226,7 @@ class DataSummary:
     num_boxes: int
     num_classes: int
     sha256: str
+    chosen_classes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -196,6 +196,7 @@ class _Run:
             num_boxes=dataset.num_boxes,
             num_classes=len(dataset.class_names),
             sha256=self._data_sha256,
+            chosen_classes=dataset.chosen_classes,
         )
 
 

@@ -62,6 +62,7 @@ class Dataset:
         category_ids: of a COCO file, by class index; unique. Without a COCO file, the class index + 1.
         samples: in the order of the split's list.
         problems: found without decoding images; `check_dataset` finds the others.
+        chosen_classes: the names that `only_classes` was called with, in the order of the classes; empty for all.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Dataset:
     category_ids: tuple[int, ...]
     samples: tuple[Sample, ...]
     problems: tuple[Problem, ...] = ()
+    chosen_classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.category_ids) != len(self.class_names) or len(set(self.category_ids)) != len(self.category_ids):
@@ -129,7 +131,8 @@ class Dataset:
                 got=", ".join(unknown) or "none",
                 fix="correct them",
             )
-        return self.with_classes([index for index, name in enumerate(self.class_names) if name in names])
+        kept = self.with_classes([index for index, name in enumerate(self.class_names) if name in names])
+        return dataclasses.replace(kept, chosen_classes=tuple(dict.fromkeys(kept.class_names)))
 
     def without_images(self, image_paths: Collection[Path]) -> Dataset:
         """The same data set less these images, such as `Report.unusable_images`."""
