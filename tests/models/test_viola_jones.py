@@ -236,6 +236,16 @@ def test_training_ends_when_little_enough_passes(target: float) -> None:
 FLAT = np.full((30, 30), 100, np.uint8)
 
 
+def test_backgrounds_that_are_flat_for_the_most_part() -> None:
+    random = np.random.default_rng(5)
+    image = np.full((400, 400), 128, dtype=np.uint8)
+    image[:40, :40] = random.integers(0, 256, (40, 40))
+    reports: list[StageReport] = []
+    settings = CascadeSettings(num_stages=1, max_stumps=5, num_features=80, num_negatives=60)
+    cascade = train_cascade(np.stack([cross(random) for _ in range(40)]), [image], settings, on_stage=reports.append)
+    assert len(cascade.stages) == 1 and 0 < reports[0].negatives_passed_so_far < 0.05
+
+
 def test_boosting_in_portions_gives_what_boosting_at_once_gives(monkeypatch: pytest.MonkeyPatch) -> None:
     random = np.random.default_rng(4)
     images = backgrounds(random, 3)

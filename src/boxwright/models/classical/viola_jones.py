@@ -22,6 +22,8 @@ from boxwright.models.classical.windows import check_windows, random_windows
 # Windows expected among those looked at for a stage where the cascade has just reached its target: enough to tell.
 _WINDOWS_AT_TARGET = 20
 _FIRST_BUDGET = 8
+# Random windows for the first stage are drawn again, at most so often, until such a share of them has contrast.
+_LEAST_SHARE, _MOST_DRAWS = 0.1, 50
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,12 +132,27 @@ def _negatives(
 ) -> tuple[Windows, float]:
     """Background windows (M, H, W) that the cascade takes for the object, and a lower bound of their share."""
     if not cascade.stages:
-        windows = random_windows(backgrounds, cascade.window_hw, settings.num_negatives, random)
-        windows = windows[cascade.passes(windows)]
-        return windows, len(windows) / settings.num_negatives
+        return _random_negatives(cascade, backgrounds, settings.num_negatives, random)
     most_scanned = ceil(_WINDOWS_AT_TARGET / settings.target_false_positive_rate)
     found = scan(cascade, backgrounds, settings.num_negatives, random, most_scanned=most_scanned)
     return found.windows, found.num_passed / found.num_scanned
+
+
+def _random_negatives(
+    cascade: Cascade, backgrounds: Sequence[NDArray[np.uint8]], count: int, random: np.random.Generator
+) -> tuple[Windows, float]:
+    """Windows anywhere in the backgrounds, less those without contrast, and the share of the others.
+
+    So many are drawn once, and where hardly any has contrast, as in images that are flat for the most part, again.
+    """
+    found: list[Windows] = []
+    for _ in range(_MOST_DRAWS):
+        windows = random_windows(backgrounds, cascade.window_hw, count, random)
+        found.append(windows[cascade.passes(windows)])
+        num_found = sum(map(len, found))
+        if num_found >= _LEAST_SHARE * count:
+            break
+    return np.concatenate(found)[:count], num_found / (len(found) * count)
 
 
 def _train_stage(
