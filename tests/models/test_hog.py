@@ -80,7 +80,9 @@ def test_hard_negatives_do_not_depend_on_the_order_that_opencv_gives_them_in(
         monkeypatch.setattr(HogModel, "detector", lambda self: detector)
         return hard_negatives(trained, [image], 2, np.random.default_rng(1))
 
-    assert len(negatives(found)) == 2
+    resize, cuts = cv2.resize, []
+    monkeypatch.setattr(cv2, "resize", lambda *args, **kwargs: cuts.append(args) or resize(*args, **kwargs))
+    assert len(negatives(found)) == len(cuts) == 2  # no more are cut out than are kept
     np.testing.assert_array_equal(negatives(found), negatives(found[::-1]))
 
 

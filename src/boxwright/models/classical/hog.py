@@ -117,16 +117,18 @@ def hard_negatives(
 ) -> ColourImage:
     """Windows (M, H, W, 3) of the background that a model takes for the object; at most so many, drawn from all."""
     detector, (height, width) = model.detector(), model.window_hw
-    found = []
-    for image in backgrounds:
+    places: list[tuple[int, ...]] = []
+    for index, image in enumerate(backgrounds):
         boxes, _ = detector.detectMultiScale(image, groupThreshold=0)
-        for x, y, w, h in sorted(tuple(box) for box in boxes):  # OpenCV's threads give them in any order
-            cut = image[max(y, 0) : y + h, max(x, 0) : x + w]
-            found.append(cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA))
-    if not found:
-        return np.zeros((0, height, width, 3), dtype=np.uint8)
-    kept = random.permutation(len(found))[:count]
-    return np.stack([found[index] for index in kept]).astype(np.uint8, copy=False)
+        # OpenCV's threads give them in any order.
+        places.extend((index, *place) for place in sorted(tuple(box) for box in boxes))
+    kept = random.permutation(len(places))[:count] if places else ()
+    windows = np.empty((len(kept), height, width, 3), dtype=np.uint8)
+    for window, place in zip(windows, kept, strict=True):  # cut now, since there may be far more places than are kept
+        index, x, y, w, h = places[place]
+        cut = backgrounds[index][max(y, 0) : y + h, max(x, 0) : x + w]
+        window[:] = cv2.resize(cut, (width, height), interpolation=cv2.INTER_AREA)
+    return windows
 
 
 def write_hog(model: HogModel, path: str | os.PathLike[str]) -> None:
