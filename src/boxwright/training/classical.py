@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from boxwright.core.boxes import FloatArray
 from boxwright.core.errors import ImageError, InputError, OutputError
 from boxwright.core.files import check_writable
-from boxwright.core.images import read_image
 from boxwright.data import Dataset, load_dataset
 from boxwright.models.classical.backgrounds import largest_free_part
 from boxwright.models.classical.cascade import write_cascade
@@ -24,6 +23,7 @@ from boxwright.models.classical.hog import CELL_PIXELS, HogSettings, train_hog, 
 from boxwright.models.classical.viola_jones import CascadeSettings, train_cascade
 from boxwright.training.classical_accuracy import ClassMeasurement, load_val, measure_class
 from boxwright.training.config import TrainConfig
+from boxwright.training.image_parts import ImageParts
 from boxwright.training.window_variations import Variations, cell_variations, scan_variations
 
 Image = NDArray[np.uint8]
@@ -174,19 +174,17 @@ def _boxes_of(dataset: Dataset, index: int, class_id: int, *, with_crowds: bool 
 
 def _windows(
     dataset: Dataset, class_id: int, window_hw: tuple[int, int], vary: Variations, *, is_grey: bool
-) -> tuple[list[Image], list[Image], int]:
+) -> tuple[list[Image], ImageParts, int]:
     """The objects as windows, the backgrounds, and how many images do not decode and are passed over."""
     positives: list[Image] = []
-    backgrounds: list[Image] = []
+    backgrounds = ImageParts(is_grey=is_grey)
     unreadable = 0
     for index, sample in enumerate(dataset.samples):
         try:
-            image = read_image(sample.image_path)
+            image = backgrounds.read(sample.image_path)
         except ImageError:
             unreadable += 1
             continue
-        if is_grey:
-            image = np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), dtype=np.uint8)
         boxes = _boxes_of(dataset, index, class_id)
         for part in vary(boxes, window_hw):
             left, top, right, bottom = np.round(part).astype(int).clip(min=0).tolist()
@@ -197,12 +195,12 @@ def _windows(
         taken = _boxes_of(dataset, index, class_id, with_crowds=True)
         left, top, right, bottom = largest_free_part((image.shape[0], image.shape[1]), taken)
         if bottom - top >= window_hw[0] and right - left >= window_hw[1]:
-            backgrounds.append(np.ascontiguousarray(image[top:bottom, left:right]))
+            backgrounds.append(sample.image_path, (left, top, right, bottom), image)
     return positives, backgrounds, unreadable
 
 
 def _train_one(
-    config: TrainConfig, positives: Image, backgrounds: list[Image], file: Path, tell: Callable[[str], None]
+    config: TrainConfig, positives: Image, backgrounds: Sequence[Image], file: Path, tell: Callable[[str], None]
 ) -> tuple[dict[str, Any], ...]:
     if config.model == HOG:
         write_hog(train_hog(positives, backgrounds, HogSettings(seed=config.seed)), file)
