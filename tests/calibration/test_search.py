@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import types
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,19 @@ def test_one_file_where_one_form_serves_all() -> None:
     shared = Variant(engine="onnxruntime", recipe=form.variant.recipe)
     second.trials.append(type(own)(variant=shared, evaluation=own.evaluation, holds=True))
     assert plan_files([first, second], budget) == [(form, ("openvino", "onnxruntime"))]
+
+
+def test_a_form_with_less_on_integers_serves_no_engine_that_wants_more() -> None:
+    budget = Budget(max_drop=1.0)
+    first, second = searched(FakeEvaluator(), 1.0), searched(FakeEvaluator(), 1.0, engine="onnxruntime")
+    own, form = second.chosen(), first.chosen()
+    assert own is not None and form is not None and form.int8_share >= WANTED_SHARE
+    for share, names in ((0.5 * WANTED_SHARE, ["openvino", "onnxruntime"]), (WANTED_SHARE, ["openvino"])):
+        little = replace(form.evaluation, latency_ms=0.99 * form.latency_ms, int8_share=share)
+        variant = Variant(engine="openvino", recipe=own.variant.recipe)
+        shared = replace(form, variant=variant, evaluation=little, int8_share=share)
+        with_shared = replace(first, trials=[*first.trials, shared])
+        assert [served[0] for _, served in plan_files([with_shared, second], budget)] == names
 
 
 def test_names_of_files(tmp_path: Any) -> None:

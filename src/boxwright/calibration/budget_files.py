@@ -59,11 +59,15 @@ def plan_files(searches: Sequence[SearchResult], budget: Budget) -> list[tuple[T
 
 
 def _serves(trial: Trial, search: SearchResult) -> bool:
-    """Whether a form holds the budget on an engine, nearly as fast as what that engine chose."""
+    """Whether a form holds the budget on an engine, nearly as fast as what that engine chose and no less on integers."""
     own = search.chosen()
-    return own is not None and any(
-        other.variant.recipe == trial.variant.recipe and other.holds and other.latency_ms <= _AS_FAST * own.latency_ms
+    if own is None:
+        return False
+    least_share = search.wanted_share if own.int8_share >= search.wanted_share else 0.0
+    return any(
+        other.holds and other.int8_share >= least_share and other.latency_ms <= _AS_FAST * own.latency_ms
         for other in search.quantized
+        if other.variant.recipe == trial.variant.recipe
     )
 
 
