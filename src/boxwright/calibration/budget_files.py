@@ -59,7 +59,7 @@ def plan_files(searches: Sequence[SearchResult], budget: Budget) -> list[tuple[T
 
 
 def _serves(trial: Trial, search: SearchResult) -> bool:
-    """Whether a form holds the budget on an engine, nearly as fast as what that engine chose and no less on integers."""
+    """Whether a form holds an engine's budget, nearly as fast as what it chose and with no less on integers."""
     own = search.chosen()
     if own is None:
         return False
