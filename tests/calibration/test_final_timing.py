@@ -73,8 +73,8 @@ def test_a_form_that_was_not_timed_in_turns_is_not_chosen_for_its_older_time() -
     ("int8_ms", "noise", "is_recommended", "words"),
     [
         (8.0, CALM, True, "run the INT8 file"),
-        (9.9, CALM, False, "as fast as FP32 within the noise: the float model is the safer choice"),
-        (9.0, RESTLESS, False, "as fast as FP32 within the noise: the float model is the safer choice"),
+        (9.9, CALM, False, "not told from FP32 by these times: the float model is the safer choice"),
+        (9.0, RESTLESS, False, "not told from FP32 by these times: the float model is the safer choice"),
         (12.0, CALM, False, "INT8 is not faster here: run the float model"),
     ],
 )

@@ -33,7 +33,7 @@ def advice(search: SearchResult, budget: Budget) -> str:
         line += f"INT8 is not faster here: run the float model{_options(best)}"
     else:
         line += (
-            f"INT8 is as fast as {_label(best.variant)} within the noise: the float model{_options(best)} "
+            f"INT8 is not told from {_label(best.variant)} by these times: the float model{_options(best)} "
             "is the safer choice"
         )
     fastest = search.fastest(is_float=False)[0]
