@@ -14,6 +14,8 @@ from boxwright.models.common.rpn import RegionProposalNetwork, RpnHeads
 from boxwright.models.detr import Detr
 from boxwright.models.rcnn import VARIANTS, FasterRcnn
 
+FEATURES = 4
+
 
 def region_config(variant: str) -> RcnnConfig:
     config = VARIANTS[variant]
@@ -92,6 +94,25 @@ def test_rcnn_warps_a_region_to_the_middle_of_227_pixels_with_16_of_context() ->
     with torch.no_grad():  # 195 pixels, so that nothing is resized
         model.eval().features(image, torch.tensor([[0.0, 100, 90, 295, 285]]))
     torch.testing.assert_close(seen[0], image[:, :, 74:301, 84:311], atol=1e-4, rtol=0)
+
+
+def test_rcnn_learns_from_a_quarter_of_objects_with_half_of_their_area(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_model("rcnn-pico", num_classes=2)
+    assert isinstance(model, CropRcnn)
+    target = torch.tensor([[10.0, 10, 110, 110]])
+    # They have 0.55 and 0.45 of the object, and nothing.
+    good, near, none = [10.0, 10, 110, 65], [10.0, 10, 110, 55], [120.0, 120, 220, 220]
+    samples = model.config.samples
+    boxes = torch.tensor([[*[good] * samples, *[near] * samples, *[none] * samples]])
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(model, "features", lambda images, rois: seen.append(rois) or torch.zeros(len(rois), FEATURES))
+    monkeypatch.setattr(model, "classifier", torch.nn.Linear(FEATURES, 3))
+    heads = {"_images": torch.zeros(1, 3, 256, 256), "_proposals_xyxy": boxes, "_counts": torch.tensor([3 * samples])}
+    model.loss(heads, Targets(boxes_xyxy=[target], class_ids=[torch.tensor([1])]))
+    taken = [box.tolist() for box in seen[0][:, 1:]]
+    num_objects = taken.count(good) + taken.count(target[0].tolist())
+    assert (len(taken), num_objects) == (samples, samples // 4)
+    assert taken.count(near) > 0 and taken.count(none) > 0
 
 
 def test_detrs_losses_by_hand() -> None:
