@@ -133,6 +133,39 @@ def test_the_cache_holds_a_scale_for_every_tensor(model: FloatModel, tmp_path: P
         assert 0.2 * magnitude < 127 * scales[name] < 1.01 * magnitude, name
 
 
+def test_the_emulation_computes_as_tensorrt_would(model: FloatModel) -> None:
+    """Every layer's input rounded and clipped to the cache's steps without a zero point, weights by output channel."""
+    method = method_inputs(model, "tensorrt", [])
+    scales = trt_cache.tensor_scales(method)
+    emulation = trt_cache.run(method).emulation
+    assert emulation is not None
+    onnx.checker.check_model(emulation)
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in emulation.graph.initializer}
+    makers = {node.output[0]: node for node in emulation.graph.node}
+    found = {}
+    for layer in model.layers:
+        (node,) = [node for node in emulation.graph.node if node.name == layer.name]
+        dequantize = makers[node.input[0]]
+        quantize = makers[dequantize.input[0]]
+        assert quantize.input[0] == layer.input_name
+        assert list(dequantize.input[1:]) == list(quantize.input[1:])
+        zero_point = constants[quantize.input[2]]
+        assert zero_point == 0 and zero_point.dtype == np.int8
+        found[layer.input_name] = float(constants[quantize.input[1]])
+        integers, steps, zeros = (constants[name] for name in makers[node.input[1]].input)
+        assert not zeros.any() and len(steps) == len(integers)
+        assert (np.abs(integers.reshape(len(integers), -1)).max(axis=1) == 127).all()
+        by_output = steps.reshape(-1, 1, 1, 1)
+        assert (np.abs(integers * by_output - layer.weight) <= by_output * 0.5001).all()
+        assert node.input[2] == f"{layer.name}.bias"
+    assert found == {name: pytest.approx(scales[name]) for name in found}
+    image = {"images": inputs(1, seed=4)[0]}
+    for before, after in zip(
+        open_session(model.proto).run(None, image), open_session(emulation).run(None, image), strict=True
+    ):
+        assert 0 < np.abs(after - before).mean() < 4 * INT8_HEADS * np.abs(before).mean()
+
+
 def test_a_later_image_counts_as_the_first(model: FloatModel) -> None:
     plain = trt_cache.tensor_scales(method_inputs(model, "tensorrt", []))
     louder = trt_cache.tensor_scales(method_inputs(model, "tensorrt", [], last=8.0))

@@ -82,6 +82,19 @@ def test_the_squared_error_itself() -> None:
     assert squared_error(zeros, -1, 1) == 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (-1.0, 0.0), (0.0, 255.0), (-2.1, 2.6)])
+def test_peaks_at_both_ends_lie_inside(kind: RangeKind, ends: tuple[float, float]) -> None:
+    """Black and white, as of drawings: nothing is an outlier, and nothing lies beyond what was seen."""
+    values = np.repeat(np.array(ends, dtype=np.float32), [9700, 300])
+    histograms = ChannelHistograms(1)
+    histograms.add(values[None])
+    distribution = histograms.distribution()
+    assert choose_range(distribution, RangeMethod(kind=kind)) == pytest.approx(ends, rel=0.002)
+    assert (distribution.middles - distribution.widths / 2 >= ends[0]).all()
+    assert (distribution.middles + distribution.widths / 2 <= ends[1]).all()
+
+
 def test_entropy_cuts_a_rare_outlier_off_and_keeps_a_frequent_one() -> None:
     method = RangeMethod(kind="entropy")
     assert 1 <= choose_range(even(0, 1, outlier=20, mass=1), method)[1] < 2

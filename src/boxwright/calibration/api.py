@@ -12,7 +12,7 @@ from boxwright.calibration.candidate import Quantizer, observed_tensors
 from boxwright.calibration.float_model import load_float_model
 from boxwright.calibration.held_back import Progress, divide_images, engine_to_measure, measure_on_held_back
 from boxwright.calibration.images import CalibrationImages, choose_images, network_inputs, without_copies
-from boxwright.calibration.methods import MethodInputs, MethodResult, run_tool, writes_model
+from boxwright.calibration.methods import MethodInputs, MethodResult, run_tool
 from boxwright.calibration.placement import rules_for
 from boxwright.calibration.ranges import RangeMethod
 from boxwright.calibration.recipe import Recipe
@@ -75,7 +75,7 @@ def calibrate(
         method: of the activations' ranges; percentile 99.99 where None.
         engine: whose placement rules to follow; other engines read the file too.
         tool: another way to INT8 than our own ranges and placement: "nncf", or "trt-cache", which writes a cache for
-            TensorRT's calibrator instead of a model, and measures nothing.
+            TensorRT's calibrator instead of a model, and measures an emulation.
         measure: hold a part of the images back, and measure mAP before and after on them.
         on_progress: called with a phase, the images done and their number.
 
@@ -92,7 +92,6 @@ def calibrate(
     check_not_source(target, model)
     check_writable(target)
     report = on_progress or (lambda phase, done, total: None)
-    measure = measure and (tool is None or writes_model(tool))
     if measure:
         _check_can_measure(tool, engine)
     float_model = load_float_model(model)
@@ -119,8 +118,11 @@ def calibrate(
         verification=None,
         boxwright_version=boxwright.__version__,
     )
-    if held_back is not None and made.proto is not None:
-        record = measure_on_held_back(model, made.proto, manifest, held_back, engine, report)
+    to_measure = made.emulation if made.proto is None else made.proto
+    if held_back is not None and to_measure is not None:
+        record = measure_on_held_back(
+            model, to_measure, manifest, held_back, engine, report, is_emulation=made.proto is None
+        )
         manifest = replace(manifest, calibration=record)
     path = target
     if made.proto is not None:

@@ -7,6 +7,7 @@ import time
 from boxwright.calibration.choice import ChoiceSet
 from boxwright.calibration.evaluation import Evaluation, Evaluator
 from boxwright.calibration.evaluation_store import EvaluationStore
+from boxwright.calibration.forecast import Forecast, Kind
 from boxwright.calibration.variant import Variant
 
 
@@ -30,10 +31,12 @@ class BoundedEvaluator:
 
     Attributes:
         deadline: of `time.monotonic`.
+        forecast: told of each evaluation.
     """
 
     def __init__(self, evaluator: Evaluator, store: EvaluationStore) -> None:
         self.deadline = float("inf")
+        self.forecast = Forecast()
         self._evaluator = evaluator
         self._store = store
         self._float_ms: float | None = None
@@ -54,6 +57,7 @@ class BoundedEvaluator:
             TimeIsUpError: where it would end after the deadline.
             EnoughTimeError: where it is later than `enough`.
         """
+        started = time.monotonic()
         key = {"variant": variant.key(), "num_images": len(choice.samples), "in_full": in_full}
         if is_simulated:
             key["is_simulated"] = True
@@ -61,6 +65,8 @@ class BoundedEvaluator:
         if found is None:
             found = self._measure(variant, choice, in_full, is_simulated, enough)
             self._store.put(key, found)
+        kind: Kind = "full" if in_full else "layer" if is_simulated else "ranking"
+        self.forecast.note(kind, time.monotonic() - started, num_images=len(choice.samples))
         if in_full and variant == Variant(engine=variant.engine):
             self._float_ms = found.latency_ms
         return found

@@ -24,6 +24,7 @@ from boxwright.calibration.evaluation import Evaluator
 from boxwright.calibration.evaluation_store import EvaluationStore
 from boxwright.calibration.final_timing import time_finalists
 from boxwright.calibration.float_model import FloatModel, load_float_model
+from boxwright.calibration.forecast import WholeSearch
 from boxwright.calibration.placement import rules_for
 from boxwright.calibration.search import Progress, Search
 from boxwright.calibration.search_result import SearchResult
@@ -35,6 +36,8 @@ from boxwright.core.machine import describe_machine
 from boxwright.data.hashing import content_sha256
 
 DEFAULT_ENGINES = ("openvino",)
+# Of the time limit: that two passes over the calibration images may take.
+_MOST_CALIBRATING = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,11 +122,13 @@ def calibrate_to_budget(
     float_model = load_float_model(model)
     images = read_images(data, split, val_data, val_split, num_images)
     statistics = _collect(float_model, images, engines, report)
+    # A second pass must leave most of the time to the search.
+    has_time = 2 * (time.monotonic() - started) <= _MOST_CALIBRATING * (deadline - started)
     quantizer = Quantizer(
         float_model,
         statistics,
         lambda leave_out: batches_without(float_model, images, leave_out),
-        equalized=_equalized(float_model, images, engines, report),
+        equalized=_equalized(float_model, images, engines, report) if has_time else None,
     )
     with tempfile.TemporaryDirectory() as folder:
         choice = prepare_choice(
@@ -132,6 +137,7 @@ def calibrate_to_budget(
         macs = {layer.name: statistics.macs(layer) for layer in float_model.layers}
         stores = [_store(model, images, engine, num_threads, resume) for engine in engines]
         evaluator = Evaluator(float_model, quantizer, macs=macs, num_threads=num_threads)
+        whole = WholeSearch(report, num_searches=len(engines), deadline=deadline)
         searches = [
             Search(
                 engine,
@@ -141,11 +147,11 @@ def calibrate_to_budget(
                 budget=budget,
                 macs=macs,
                 store=store,
-                on_progress=report,
+                on_progress=whole,
             )
             for engine, store in zip(engines, stores, strict=True)
         ]
-        found = _run_in_turn(searches, evaluator, choice, deadline, report)
+        found = _run_in_turn(searches, evaluator, choice, deadline, whole)
     result = BudgetResult(
         files=(),
         max_drop=max_drop,
@@ -192,12 +198,13 @@ def _collect(
 
 
 def _run_in_turn(
-    searches: Sequence[Search], evaluator: Evaluator, choice: ChoiceSet, deadline: float, report: Progress
+    searches: Sequence[Search], evaluator: Evaluator, choice: ChoiceSet, deadline: float, whole: WholeSearch
 ) -> list[SearchResult]:
     """Search on each engine, then try what each chose on the others, then time the best of each."""
     for index, search in enumerate(searches):
         # What an engine does not use of its part of the time is left to the next.
         now = time.monotonic()
+        whole.begin(search.seconds_left)
         search.run(deadline=now + max(0.0, deadline - now) / (len(searches) - index))
     chosen = [search.result.chosen() for search in searches]
     for search in searches:
@@ -207,7 +214,8 @@ def _run_in_turn(
     recipes = [form.variant.recipe for form in chosen if form is not None and form.variant.recipe is not None]
     found = [search.result for search in searches]
     for result in found:
-        time_finalists(result, evaluator, choice, recipes=recipes, on_progress=report)
+        time_finalists(result, evaluator, choice, recipes=recipes, on_progress=whole)
+    whole.end()
     return found
 
 

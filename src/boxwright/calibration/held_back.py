@@ -44,16 +44,30 @@ def measure_on_held_back(
     held_back: Dataset,
     engine: str,
     report: Progress,
+    *,
+    is_emulation: bool = False,
 ) -> CalibrationRecord:
-    """The calibration record with the AP of the float and the INT8 model on the same images, on one engine."""
+    """The calibration record with the AP of the float and the INT8 model on the same images, on one engine.
+
+    Args:
+        model: the float model's file.
+        proto: the INT8 model.
+        manifest: of that, with its record.
+        held_back: images to measure on.
+        engine: to measure on where it is installed, else on ONNX Runtime.
+        report: called with a phase, the images done and their number.
+        is_emulation: whether `proto` stands for what another engine will make, so that ONNX Runtime runs it.
+    """
     assert manifest.calibration is not None
     total = len(held_back.samples)
+    name = "onnxruntime" if is_emulation else engine_to_measure(engine)
+    where = f"emulated on {name} with every layer in INT8" if is_emulation else f"on {name}"
     with tempfile.TemporaryDirectory() as folder:
         candidate = Path(folder) / "int8.onnx"
         write_model(proto, manifest, candidate)
         results = []
         for phase, path in (("measuring the float model", Path(model)), ("measuring INT8", candidate)):
-            with Detector(path, backend=engine_to_measure(engine), conf=_SCORE_THRESHOLD) as detector:
+            with Detector(path, backend=name, conf=_SCORE_THRESHOLD) as detector:
                 report(phase, 0, total)
                 results.append(evaluate(detector, held_back).map)
                 report(phase, total, total)
@@ -61,7 +75,7 @@ def measure_on_held_back(
         manifest.calibration,
         map_before=results[0],
         map_after=results[1],
-        map_images=f"{total} held-back images of {held_back.name} {held_back.split}, on {engine_to_measure(engine)}",
+        map_images=f"{total} held-back images of {held_back.name} {held_back.split}, {where}",
         map_images_sha256=content_sha256(held_back),
     )
 

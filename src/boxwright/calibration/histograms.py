@@ -101,12 +101,15 @@ class ChannelHistograms:
         """The distribution of the whole tensor after each channel was divided by its factor (C,)."""
         divisors = np.ones(self.num_channels) if factors is None else factors
         channels, bins = np.nonzero(self.counts)
-        middles = BIN_MIDDLES[bins] / divisors[channels]
-        widths = BIN_WIDTHS[bins] / divisors[channels]
+        # A bin ends where its channel does: white in images, for one, is the largest value and not beyond it.
+        lowest, highest = (np.where(bins > 0, ends[channels], 0.0) for ends in (self.minimum, self.maximum))
+        starts = np.clip(BIN_MIDDLES[bins] - BIN_WIDTHS[bins] / 2, lowest, highest) / divisors[channels]
+        ends = np.clip(BIN_MIDDLES[bins] + BIN_WIDTHS[bins] / 2, lowest, highest) / divisors[channels]
+        middles = (starts + ends) / 2
         order = np.argsort(middles, kind="stable")
         return Distribution(
             middles=middles[order],
-            widths=widths[order],
+            widths=(ends - starts)[order],
             masses=self.counts[channels, bins][order].astype(np.float64),
             minimum=float((self.minimum / divisors).min()),
             maximum=float((self.maximum / divisors).max()),

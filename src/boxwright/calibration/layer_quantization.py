@@ -132,14 +132,25 @@ def quantize_weights(
         recipe: of the quantization.
     """
     weight = scaled_weight(layer, quantization.factors)  # (O, ...)
+    values, scales = round_weights(weight)
+    change = np.zeros(len(weight), dtype=np.float32)
+    if recipe.corrects_bias:
+        rounded = values * scales.reshape(-1, *[1] * (weight.ndim - 1))
+        change = find_bias_change(layer, weight, rounded, histograms, quantization)
+    return WeightQuantization(values=values, scales=scales, bias_change=change)
+
+
+def round_weights(weight: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
+    """To the nearest of 127 steps to either side of zero: integers (O, ...), and the scale of each output channel (O,).
+
+    Args:
+        weight: (O, ...) float32.
+    """
     scales = np.abs(weight.reshape(len(weight), -1)).max(axis=1) / _LARGEST_WEIGHT
     scales = np.where(scales > 1e-20, scales, 1.0).astype(np.float32)
     by_output = scales.reshape(-1, *[1] * (weight.ndim - 1))
     values = np.clip(np.round(weight / by_output), -_LARGEST_WEIGHT, _LARGEST_WEIGHT)
-    change = np.zeros(len(weight), dtype=np.float32)
-    if recipe.corrects_bias:
-        change = find_bias_change(layer, weight, values * by_output, histograms, quantization)
-    return WeightQuantization(values=values.astype(np.int8), scales=scales, bias_change=change)
+    return values.astype(np.int8), scales
 
 
 def quantize_weights_twice(

@@ -6,7 +6,7 @@ holds zero, which padding needs to be exact: [max(min, -T), min(max, T)].
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import numpy as np
@@ -18,6 +18,7 @@ RangeKind = Literal["minmax", "percentile", "entropy", "mse"]
 _NUM_LEVELS = 255
 _CANDIDATE_BOUNDS = 64
 _ENTROPY_BINS = 4096
+_LEAST_MASS = 1e-10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +91,13 @@ def _mse_bound(distribution: Distribution, method: RangeMethod) -> float:
 
 
 def _entropy_bound(distribution: Distribution, method: RangeMethod) -> float:
-    """Least divergence of the clipped distribution from its rounded self. Source: Migacz, 8-bit inference, GTC 2017."""
+    """Least divergence of the clipped distribution from its rounded self. Source: Migacz, 8-bit inference, GTC 2017.
+
+    Zeros have no say, of which there are many behind a ReLU and in padding: every range represents them exactly.
+    """
+    distribution = replace(distribution, masses=np.where(distribution.middles == 0, 0.0, distribution.masses))
+    if not distribution.masses.any():
+        return distribution.largest_magnitude
     bounds = _candidate_bounds(distribution)
     divergences = [_divergence(distribution, *_range_within(distribution, bound)) for bound in bounds]
     return float(bounds[int(np.argmin(divergences))])
@@ -107,28 +114,34 @@ def _divergence(distribution: Distribution, low: float, high: float) -> float:
     """Kullback-Leibler divergence of a range: fine bins against the same averaged over each quantization step."""
     if high <= low:
         return float("inf")
-    fine = _fine_histogram(distribution, low, high)  # (_ENTROPY_BINS,)
+    fine, outside_low, outside_high = _fine_histogram(distribution, low, high)  # (_ENTROPY_BINS,)
     clipped = fine.copy()
-    outside_low = distribution.masses[distribution.middles < low].sum()
-    outside_high = distribution.masses[distribution.middles > high].sum()
     clipped[0] += outside_low
     clipped[-1] += outside_high
-    steps = np.arange(_ENTROPY_BINS) * _NUM_LEVELS // _ENTROPY_BINS
+    # Each bin belongs to the level that its middle is rounded to, of _NUM_LEVELS + 1 with both ends.
+    steps = np.round((np.arange(_ENTROPY_BINS) + 0.5) * _NUM_LEVELS / _ENTROPY_BINS).astype(np.int64)
     occupied = clipped > 0
-    masses = np.bincount(steps, weights=fine, minlength=_NUM_LEVELS)
-    counts = np.bincount(steps, weights=occupied, minlength=_NUM_LEVELS)
+    masses = np.bincount(steps, weights=fine)
+    counts = np.bincount(steps, weights=occupied)
     averaged = (masses / np.maximum(counts, 1))[steps]
     reference = clipped[occupied] / clipped.sum()
     rounded = np.maximum(averaged[occupied] / max(masses.sum(), 1e-30), 1e-12)
     return float((reference * np.log(reference / rounded)).sum())
 
 
-def _fine_histogram(distribution: Distribution, low: float, high: float) -> DoubleArray:
-    """The masses inside [low, high] on even bins, each interval spread evenly over its width, (_ENTROPY_BINS,)."""
+def _fine_histogram(distribution: Distribution, low: float, high: float) -> tuple[DoubleArray, float, float]:
+    """The masses inside [low, high] on even bins, each interval spread evenly over its width, and those outside.
+
+    Returns:
+        (_ENTROPY_BINS,), the mass below and the mass above.
+    """
     borders = np.linspace(low, high, _ENTROPY_BINS + 1)
     width = borders[1] - borders[0]
     widths = np.maximum(distribution.widths, width)
     starts, ends = distribution.middles - widths / 2, distribution.middles + widths / 2
+    # What fills a bin so, and is as far out as anything, does so on this side of the end.
+    shifts = np.maximum(distribution.minimum - starts, 0) - np.maximum(ends - distribution.maximum, 0)
+    starts, ends = starts + shifts, ends + shifts
     # The cumulative mass at each border is piecewise linear between the ends of the intervals.
     points = np.concatenate([starts, ends])
     slopes = np.concatenate([distribution.masses / widths, -distribution.masses / widths])
@@ -136,8 +149,11 @@ def _fine_histogram(distribution: Distribution, low: float, high: float) -> Doub
     points, slopes = points[order], np.cumsum(slopes[order])
     cumulative = np.concatenate([[0.0], np.cumsum(slopes[:-1] * np.diff(points))])
     at_borders = np.interp(borders, points, cumulative)
-    masses: DoubleArray = np.maximum(np.diff(at_borders), 0.0)
-    return masses
+    # What rounding leaves of nothing is nothing: a bin is occupied or it is not.
+    masses: DoubleArray = np.diff(at_borders)
+    masses[masses < _LEAST_MASS * distribution.masses.sum()] = 0.0
+    above = max(float(distribution.masses.sum() - at_borders[-1]), 0.0)
+    return masses, float(at_borders[0]), above
 
 
 _BOUNDS = {

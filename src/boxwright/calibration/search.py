@@ -49,6 +49,8 @@ _METHODS = (
 )
 _MIGRATIONS = (0.3, 0.7, None)
 _MOST_EXTENSIONS = 6
+# Candidates that are measured in full after that, as a rule.
+_USUAL_CANDIDATES = 9
 # Few images may flatter: on these a form must keep within this part of the budget.
 _RANKING_MARGIN = 0.85
 
@@ -88,8 +90,12 @@ class Search:
         self._part = choice.part(_RANKING_IMAGES[0][1])
         self._budget = budget
         self._macs = macs
-        self._progress = on_progress
+        self._on_progress = on_progress
         self.result = SearchResult(engine=engine)
+
+    def seconds_left(self) -> float:
+        """Of the search, about; 0 before the first measurement."""
+        return min(self._known.forecast.seconds_left, max(0.0, self._known.deadline - time.monotonic()))
 
     def run(self, *, deadline: float) -> SearchResult:
         """Search until the end or the deadline, of `time.monotonic`."""
@@ -106,10 +112,23 @@ class Search:
         with contextlib.suppress(TimeIsUpError, ModelFileError, UnsupportedError):
             self._try(Variant(engine=self._engine, recipe=variant.recipe))
 
+    def _progress(self, phase: str, done: int, total: int) -> None:
+        self._on_progress(f"{self._engine}: {phase}", done, total)
+
+    def _expect(self, *, full: int, ranking: int, layers: int) -> None:
+        """Tell the forecast how many measurements are still to come."""
+        part = len(self._part.samples)
+        self._known.forecast.expect("full", full, num_images=len(self._choice.samples))
+        self._known.forecast.expect("ranking", ranking, num_images=part)
+        self._known.forecast.expect("layer", layers, num_images=min(part, _SENSITIVITY_IMAGES))
+
     def _search(self) -> None:
+        bisections = len(self._layers).bit_length()
+        later = len(self._worthwhile_repairs()) + bisections
         self._try_float_forms()
         float_ms = self.result.trials[0].latency_ms
         self._part = self._choice.part(next(count for most_ms, count in _RANKING_IMAGES if float_ms < most_ms))
+        self._expect(full=1 + _USUAL_CANDIDATES, ranking=len(_METHODS) + 5 + later, layers=len(self._layers))
         depthwise = frozenset(layer.name for layer in self._layers if layer.kind == "depthwise")
         start = Recipe(rules=rules_for(self._engine), float_layers=depthwise)
         recipe = self._improve(
@@ -118,6 +137,7 @@ class Search:
         recipe = self._improve("cheap repairs", recipe, self._cheap_repairs(recipe))
         self._try(Variant(engine=self._engine, recipe=recipe))  # so that there is one, should the time be up
         harms = self._harms(replace(recipe, float_layers=frozenset()))
+        self._expect(full=_USUAL_CANDIDATES, ranking=later, layers=0)
         for name in self._worthwhile_repairs():
             recipe = self._improve(
                 f"repair {name.replace('_', ' ')}", recipe, [replace(recipe, repairs=(*recipe.repairs, name))]
@@ -136,7 +156,7 @@ class Search:
             except UnsupportedError:  # this machine lacks it
                 continue
             finally:
-                self._progress(f"{self._engine}: float forms", index + 1, len(precisions))
+                self._progress("float forms", index + 1, len(precisions))
 
     def _cheap_repairs(self, recipe: Recipe) -> list[Recipe]:
         changed = [replace(recipe, corrects_bias=not recipe.corrects_bias)]
@@ -167,7 +187,7 @@ class Search:
             self.result.steps.append(step)
             if value > best_value:
                 best, best_value = other, value
-            self._progress(f"{self._engine}: {what}", index + 1, len(others))
+            self._progress(what, index + 1, len(others))
         return best
 
     def _harms(self, recipe: Recipe) -> dict[str, float]:
@@ -187,7 +207,7 @@ class Search:
         with contextlib.suppress(EnoughTimeError):
             for entry in measured:
                 found.append(entry)
-                self._progress(f"{self._engine}: sensitivity of layers", len(found), len(self._layers))
+                self._progress("sensitivity of layers", len(found), len(self._layers))
         return harm_of_layers(found, self._layers)
 
     def _climb(self, recipe: Recipe, ladder: list[Rung], *, explores: bool) -> None:
@@ -198,7 +218,7 @@ class Search:
 
         def attempt(size: int) -> Trial:
             if size not in tried:
-                self._progress(f"{self._engine}: candidates", len(tried), len(tried) + 3)
+                self._progress("candidates", len(tried), len(tried) + 3)
                 tried[size] = self._try(self._after(recipe, ladder[:size]))
             return tried[size]
 
@@ -215,7 +235,7 @@ class Search:
         if trial.holds:
             self._try_predictions(trial.variant)
             self._try_other_remainders(trial.variant)
-        self._progress(f"{self._engine}: candidates", len(tried), len(tried))
+        self._progress("candidates", len(tried), len(tried))
 
     def _fewest_by_agreement(self, recipe: Recipe, ladder: list[Rung]) -> int:
         """By bisection on the ranking images: how many steps it takes."""
@@ -231,7 +251,7 @@ class Search:
                 high = middle
             else:
                 low = middle
-            self._progress(f"{self._engine}: layers to better", step + 1, steps + 1)
+            self._progress("layers to better", step + 1, steps + 1)
         return high
 
     def _try_predictions(self, variant: Variant) -> None:

@@ -92,6 +92,8 @@ def run_search(wishes: SearchWishes, *, as_json: bool) -> None:
 @contextlib.contextmanager
 def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
     """Yield what shows progress on stderr: a line a phase with what is done of it and the time left."""
+    from boxwright.calibration.forecast import WholeSearch
+
     bar = progress_bar()
     tasks: dict[str, TaskID] = {}
 
@@ -99,7 +101,9 @@ def shown_progress() -> Iterator[Callable[[str, int, int], None]]:
         bar.start()  # only now, so that an error before the work is one line alone
         if phase not in tasks:
             tasks[phase] = bar.add_task(phase, total=total)
-        bar.update(tasks[phase], completed=done, total=total)
+        # The whole search counts seconds, and what is left of them changes: no speed tells when it will end.
+        seconds_left = total - done if phase == WholeSearch.PHASE else None
+        bar.update(tasks[phase], completed=done, total=total, seconds_left=seconds_left)
 
     try:
         yield show

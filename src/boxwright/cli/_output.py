@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime as dt
 import errno
 import json
 import math
@@ -73,10 +74,21 @@ def progress_bar() -> Progress:
         BarColumn,
         MofNCompleteColumn,
         Progress,
+        Task,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
     )
+    from rich.text import Text
+
+    class TimeLeftColumn(TimeRemainingColumn):
+        """Shows a task's own field `seconds_left` where it has one, for work of which no speed tells the rest."""
+
+        def render(self, task: Task) -> Text:
+            seconds = task.fields.get("seconds_left")
+            if seconds is None:
+                return super().render(task)
+            return Text(str(dt.timedelta(seconds=seconds)), style="progress.remaining")
 
     return Progress(
         TextColumn("{task.description}"),
@@ -84,7 +96,7 @@ def progress_bar() -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(),
+        TimeLeftColumn(),
         console=stderr_console(),
     )
 

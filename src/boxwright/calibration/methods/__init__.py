@@ -14,8 +14,6 @@ from boxwright.calibration.float_model import FloatModel
 from boxwright.calibration.sessions import Tensors
 from boxwright.core.errors import UnsupportedError
 
-_WITHOUT_MODEL = frozenset({"trt-cache"})
-
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class MethodInputs:
@@ -46,17 +44,14 @@ class MethodResult:
         layers_in_float: names of the float model's layers that stayed in float.
         write_extra: writes what goes beside or instead of the model, e.g. a calibrator cache, given the path that
             was asked for; returns the file that it wrote.
+        emulation: where there is no model, one that ONNX Runtime can run, to measure what the engine's will cost.
     """
 
     proto: onnx.ModelProto | None
     description: str
     layers_in_float: tuple[str, ...] = ()
     write_extra: Callable[[Path], Path] | None = None
-
-
-def writes_model(name: str) -> bool:
-    """Whether the method of that name makes a model, rather than something for an engine to make one with."""
-    return name not in _WITHOUT_MODEL
+    emulation: onnx.ModelProto | None = None
 
 
 def run_tool(name: str, inputs: MethodInputs) -> MethodResult:

@@ -4,6 +4,9 @@ TensorRT reads it with `trtexec --int8 --calib=FILE`, or through a calibrator's 
 itself which layers it runs in INT8 ("implicit" quantization, which TensorRT 10 still knows and calls outdated). The
 file is text: a line with TensorRT's version and the kind of calibrator, then the name of each tensor and the float32
 scale largest magnitude / 127, in hexadecimal, its most significant byte first.
+
+What that costs is measured on an emulation, which needs no TensorRT: Q/DQ pairs with the cache's scales before every
+layer, as if TensorRT ran them all in INT8.
 """
 
 from __future__ import annotations
@@ -15,11 +18,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnx_ir as ir
 from numpy.typing import NDArray
 
+from boxwright.calibration.float_model import FloatModel, Layer
 from boxwright.calibration.histograms import ChannelHistograms
+from boxwright.calibration.layer_quantization import InputQuantization, WeightQuantization, round_weights
 from boxwright.calibration.methods import MethodInputs, MethodResult
+from boxwright.calibration.qdq import QuantizedLayer, insert_qdq
 from boxwright.calibration.ranges import RangeMethod, choose_range
 from boxwright.calibration.statistics import Statistics, check_finite, open_pieces
 from boxwright.core.errors import InputError
@@ -50,6 +58,7 @@ def run(inputs: MethodInputs) -> MethodResult:
         proto=None,
         description=f"cache for TensorRT's calibrator, {_RANGES}, {len(scales)} tensors",
         write_extra=partial(_write, scales=scales, version=version),
+        emulation=emulate(inputs.model, scales),
     )
 
 
@@ -83,6 +92,33 @@ def _scale_of(histogram: ChannelHistograms) -> float:
     low, high = choose_range(histogram.distribution(), _RANGES)
     magnitude = max(-low, high)
     return magnitude / _LARGEST_INTEGER if magnitude > 0 else 1.0
+
+
+def emulate(model: FloatModel, scales: Mapping[str, float]) -> onnx.ModelProto:
+    """The model with all layers in INT8, those that predict too: symmetric, a scale a tensor and a weight's channel.
+
+    Args:
+        model: the float model.
+        scales: of each tensor, by name.
+    """
+    inputs = {
+        layer.input_name: InputQuantization(
+            factors=None, scale=scales[layer.input_name], zero_point=0, activation_type="int8"
+        )
+        for layer in model.layers
+    }
+    layers = {
+        layer.name: QuantizedLayer(layer=layer, input=inputs[layer.input_name], weight=_weights_of(layer))
+        for layer in model.layers
+    }
+    emulation = ir.from_proto(model.proto)
+    insert_qdq(emulation, layers)
+    return ir.to_proto(emulation)
+
+
+def _weights_of(layer: Layer) -> WeightQuantization:
+    values, scales = round_weights(layer.weight)
+    return WeightQuantization(values=values, scales=scales, bias_change=np.zeros(len(values), dtype=np.float32))
 
 
 def cache_text(scales: Mapping[str, float], version: tuple[int, int, int]) -> str:
