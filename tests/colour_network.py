@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
-from boxwright.core.manifest import METADATA_KEY
-from models_for_tests import CLASS_NAMES, HEIGHT, LOGIT_SCALE, NUM_CELLS, STRIDE, WIDTH, colour_cells_manifest
+from cells_network import cells_network
+from models_for_tests import CLASS_NAMES, LOGIT_SCALE, STRIDE
 
 _CHANNELS = 12
 QUANTIZABLE = ("stem", "mix", "blend")
@@ -48,34 +47,14 @@ def colour_network(*, poison: float | None = None) -> onnx.ModelProto:
         "boxes.weight": random.normal(0, 1e-3, (4, _CHANNELS, 1, 1)),
         "boxes.bias": np.array([0.5, 0.5, np.log(2), np.log(2)]),
     }
-    constants: dict[str, NDArray[np.generic]] = {name: array.astype(np.float32) for name, array in arrays.items()}
     nodes = [
         helper.make_node("Conv", ["images", "stem.weight", "stem.bias"], ["s"], "stem", strides=[STRIDE] * 2),
         helper.make_node("Relu", ["s"], ["r"], "relu"),
         helper.make_node("Conv", ["r", "mix.weight"], ["m"], "mix", pads=[1] * 4, group=_CHANNELS),
         helper.make_node("Conv", ["m", "blend.weight"], ["b"], "blend"),
     ]
-    for layer, head, width in (("classes", "class_logits", len(CLASS_NAMES)), ("boxes", "box_regression", 4)):
-        constants[f"{layer}.shape"] = np.array([0, width, NUM_CELLS], np.int64)
-        nodes += [
-            helper.make_node("Conv", ["b", f"{layer}.weight", f"{layer}.bias"], [f"{layer}_map"], layer),
-            helper.make_node("Reshape", [f"{layer}_map", f"{layer}.shape"], [f"{layer}_flat"]),
-            helper.make_node("Transpose", [f"{layer}_flat"], [head], perm=[0, 2, 1]),
-        ]
-    graph = helper.make_graph(
-        nodes,
-        "colour_network",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, HEIGHT, WIDTH])],
-        [
-            helper.make_tensor_value_info("box_regression", TensorProto.FLOAT, [1, NUM_CELLS, 4]),
-            helper.make_tensor_value_info("class_logits", TensorProto.FLOAT, [1, NUM_CELLS, len(CLASS_NAMES)]),
-        ],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    helper.set_model_props(model, {METADATA_KEY: colour_cells_manifest("raw").to_json()})
-    onnx.checker.check_model(model)
-    return model
+    predictions = {"class_logits": "classes", "box_regression": "boxes"}
+    return cells_network(nodes, arrays, last="b", predictions=predictions)
 
 
 def save_colour_network(path: Path, *, poison: float | None = None) -> Path:

@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 
 from boxwright.calibration.candidate import Quantizer, observed_tensors
 from boxwright.calibration.equalization import equalize, find_chains
@@ -18,8 +18,8 @@ from boxwright.calibration.placement import rules_for
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.sessions import open_session
 from boxwright.calibration.statistics import Statistics, collect_statistics
-from boxwright.core.manifest import METADATA_KEY
-from models_for_tests import CLASS_NAMES, HEIGHT, NUM_CELLS, STRIDE, WIDTH, colour_cells_manifest
+from cells_network import HEADS, cells_network
+from models_for_tests import CLASS_NAMES, STRIDE
 from quantization_models import float_model, inputs
 
 _CHANNELS = 16
@@ -39,7 +39,6 @@ def network(activation: str) -> onnx.ModelProto:
         "class_logits.weight": random.normal(0, 0.3, (len(CLASS_NAMES), _CHANNELS, 1, 1)),
         "box_regression.weight": random.normal(0, 0.3, (4, _CHANNELS, 1, 1)),
     }
-    constants: dict[str, NDArray[np.generic]] = {name: array.astype(np.float32) for name, array in arrays.items()}
     alpha = {"alpha": 0.1} if activation == "LeakyRelu" else {}
     nodes = [
         helper.make_node("Conv", ["images", "stem.weight", "stem.bias"], ["s"], "stem", strides=[STRIDE] * 2),
@@ -48,26 +47,7 @@ def network(activation: str) -> onnx.ModelProto:
         helper.make_node(activation, ["m"], ["n"], "act_2", **alpha),
         helper.make_node("Conv", ["n", "blend.weight"], ["b"], "blend"),
     ]
-    for head, width in (("class_logits", len(CLASS_NAMES)), ("box_regression", 4)):
-        constants[f"{head}.shape"] = np.array([0, width, NUM_CELLS], np.int64)
-        nodes += [
-            helper.make_node("Conv", ["b", f"{head}.weight"], [f"{head}_map"], head),
-            helper.make_node("Reshape", [f"{head}_map", f"{head}.shape"], [f"{head}_flat"]),
-            helper.make_node("Transpose", [f"{head}_flat"], [head], perm=[0, 2, 1]),
-        ]
-    made = helper.make_graph(
-        nodes,
-        "network",
-        [helper.make_tensor_value_info("images", TensorProto.FLOAT, [1, 3, HEIGHT, WIDTH])],
-        [
-            helper.make_tensor_value_info("box_regression", TensorProto.FLOAT, [1, NUM_CELLS, 4]),
-            helper.make_tensor_value_info("class_logits", TensorProto.FLOAT, [1, NUM_CELLS, len(CLASS_NAMES)]),
-        ],
-        [numpy_helper.from_array(array, name) for name, array in constants.items()],
-    )
-    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    helper.set_model_props(model, {METADATA_KEY: colour_cells_manifest("raw").to_json()})
-    return model
+    return cells_network(nodes, arrays, last="b", predictions={head: head for head in HEADS})
 
 
 def read(folder: Path, activation: str) -> FloatModel:

@@ -5,19 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from boxwright.bench.plot_labels import MARK_POINTS, Label, place_labels
 from boxwright.bench.results import BenchReport, Result, short_name
 from boxwright.core.errors import MissingDependencyError
 from boxwright.core.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.text import Annotation
 
 # Colours that people with colour-blindness tell apart too (Okabe and Ito), one for each backend.
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = {"fp32": "o", "bf16": "s", "fp16": "D", "int8": "^"}
-_LABEL_OFFSETS = ((9, 7), (9, -14), (-9, 7), (-9, -14), (9, 22), (9, -29), (-9, 22), (-9, -29))
-_FAR_OFFSET = 16  # points; labels that are farther off get a line to their point
 _FRONT_COLOUR = "#888888"
 _WIDE_RANGE = 8.0  # between the slowest and the fastest; above it the axis is logarithmic
 
@@ -48,11 +46,12 @@ def draw_pareto(report: BenchReport, path: Path) -> None:
     axes = figure.add_subplot()
     points = _points(report)
     _prepare(axes, report, points)
-    _draw_front(axes, report)
+    front = _draw_front(axes, report)
     _draw_points(axes, points)
     _draw_legend(axes, points)
     figure.draw_without_rendering()
-    _place_labels(axes, points)
+    labels = [_label_of(row, points) for row in points]
+    place_labels(axes, labels, front)
     with atomic_file(path) as temporary:
         figure.savefig(temporary, format="png")
 
@@ -95,15 +94,19 @@ def _prepare(axes: Axes, report: BenchReport, points: list[Result]) -> None:
         axes.spines[side].set_visible(False)
 
 
-def _draw_front(axes: Axes, report: BenchReport) -> None:
-    """The edge of what is reached: to the left of and below it nothing is worth a choice."""
+def _draw_front(axes: Axes, report: BenchReport) -> list[tuple[float, float]]:
+    """The edge of what is reached: to the left of and below it nothing is worth a choice. Returns its corners."""
     front = sorted(report.pareto, key=lambda point: point.fps)
     if not front:
-        return
+        return []
     left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
     rates = [left, *(point.fps for point in front), front[-1].fps]
     maps = [front[0].map, *(point.map for point in front), bottom]
-    axes.step(rates, maps, where="pre", color=_FRONT_COLOUR, linewidth=1.2, linestyle="--", zorder=1)
+    corners = [(rates[0], maps[0])]
+    for rate, height in zip(rates[1:], maps[1:], strict=True):
+        corners += [(corners[-1][0], height), (rate, height)]
+    axes.plot(*zip(*corners, strict=True), color=_FRONT_COLOUR, linewidth=1.2, linestyle="--", zorder=1)
+    return corners
 
 
 def _draw_points(axes: Axes, points: list[Result]) -> None:
@@ -118,7 +121,7 @@ def _draw_points(axes: Axes, points: list[Result]) -> None:
             xerr=ends,
             fmt=_MARKERS.get(row.precision, "o"),
             color=colour,
-            markersize=8,
+            markersize=MARK_POINTS,
             markeredgecolor="white",
             elinewidth=1.5,
             capsize=3,
@@ -140,41 +143,8 @@ def _draw_legend(axes: Axes, points: list[Result]) -> None:
     axes.legend(handles=handles, fontsize=8, frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
 
 
-def _place_labels(axes: Axes, points: list[Result]) -> None:
-    """Write the name of each candidate beside its point, where it covers no other name and no point.
-
-    Backend and precision are told by the colour and the mark.
-    """
-    renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    marks = [axes.transData.transform((row.fps or 0.0, row.map or 0.0)) for row in points]
-    placed: list[Annotation] = []
-    for row in points:
-        attempts: list[tuple[int, Annotation]] = []
-        for offset in _LABEL_OFFSETS:
-            text = _write_label(axes, row, offset, _colour_of(row, points))
-            box = text.get_window_extent(renderer)
-            faults = sum(box.overlaps(other.get_window_extent(renderer)) for other in placed)
-            faults += sum(bool(box.contains(*mark)) for mark in marks)
-            faults += not (axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1))
-            attempts.append((faults, text))
-            if faults == 0:
-                break
-        best = min(attempts, key=lambda attempt: attempt[0])[1]
-        for _, text in attempts:
-            if text is not best:
-                text.remove()
-        placed.append(best)
-
-
-def _write_label(axes: Axes, row: Result, offset: tuple[int, int], colour: str) -> Annotation:
-    is_far = abs(offset[1]) > _FAR_OFFSET
-    return axes.annotate(
-        short_name(row),
-        (row.fps or 0.0, row.map or 0.0),
-        xytext=offset,
-        textcoords="offset points",
-        ha="left" if offset[0] > 0 else "right",
-        fontsize=8,
-        color=colour,
-        arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.5, "shrinkB": 4} if is_far else None,
-    )
+def _label_of(row: Result, points: list[Result]) -> Label:
+    """Backend and precision are told by the colour and the mark."""
+    assert row.fps is not None and row.map is not None and row.latency_ms is not None
+    interval = (min(row.fps, 1e3 / row.latency_ms.p50_high), max(row.fps, 1e3 / row.latency_ms.p50_low))
+    return Label(text=short_name(row), x=row.fps, y=row.map, x_interval=interval, colour=_colour_of(row, points))

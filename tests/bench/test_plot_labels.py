@@ -1,0 +1,59 @@
+"""Names beside points: each is written once, and none covers another one, a mark, or the picture's edge."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+
+from boxwright.bench.plot_labels import Label, place_labels
+
+figures = pytest.importorskip("matplotlib.figure")
+
+
+def placed(
+    points: list[tuple[float, float]], *, name: str = "model_openvino_model"
+) -> tuple[Any, list[Any], list[Any]]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.text import Text
+
+    figure = figures.Figure(figsize=(9, 5.6), dpi=150)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    axes = figure.add_subplot()
+    axes.set_xlim(0, 1500)
+    axes.set_ylim(0.6, 0.7)
+    labels = [
+        Label(text=f"{name} {index}", x=x, y=y, x_interval=(0.98 * x, 1.02 * x), colour="k")
+        for index, (x, y) in enumerate(points)
+    ]
+    figure.draw_without_rendering()
+    texts = place_labels(axes, labels, [(0, 0.65), (1000, 0.65), (1000, 0.6)])
+    assert [text.get_text() for text in texts] == [label.text for label in labels]
+    assert len(axes.texts) == len(labels)
+    return axes, [Text.get_window_extent(text, renderer) for text in texts], texts
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        [(600, 0.6432), (960, 0.6424), (1000, 0.6429), (1024, 0.6424), (1150, 0.6429)],
+        [(1000, 0.65)] * 4,
+        [(1490, 0.699), (10, 0.601), (1490, 0.601), (10, 0.699)],
+    ],
+)
+def test_no_name_covers_another_or_a_mark(points: list[tuple[float, float]]) -> None:
+    axes, boxes, _ = placed(points)
+    for one, other in itertools.combinations(boxes, 2):
+        assert not one.overlaps(other)
+    for box in boxes:
+        assert axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
+        for point in points:
+            assert not box.contains(*axes.transData.transform(point))
+
+
+def test_a_lone_point_has_its_name_beside_it_and_off_the_line() -> None:
+    axes, (box,), (text,) = placed([(700, 0.65)], name="m.onnx")
+    x, y = axes.transData.transform((700, 0.65))
+    assert box.x0 - x < 30 and 0 < box.y0 - y < 30  # pixels, at 150 dots an inch
+    assert text.arrow_patch is None
