@@ -3,8 +3,8 @@
     python benchmarks/int8_training.py CHECKPOINT [--epochs N] [--lr RATE] [--out DIR] [--json]
 
 The checkpoint is YOLOX-nano fine-tuned on blood cells (`benchmarks/train_bccd.py --out DIR`). It is trained on for some
-epochs with and without the rounding; each of the three networks is then exported, quantized with the defaults of
-`boxwright calibrate` for each engine, and measured on the test list, which nothing was trained or chosen with.
+epochs without the rounding, and with that of each engine; each network is then exported, quantized with the defaults of
+`boxwright calibrate` for the engine, and measured there on the test list, which nothing was trained or chosen with.
 """
 
 from __future__ import annotations
@@ -39,11 +39,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.out or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        rows += measure_forms("as it is", arguments.checkpoint, folder / "as_it_is", minutes=0.0)
-        for name, qat in (("trained on", False), ("trained on, --qat", True)):
-            run = folder / ("with_rounding" if qat else "without_rounding")
-            checkpoint, minutes = train_on(arguments.checkpoint, run, arguments.epochs, arguments.lr, qat=qat)
-            rows += measure_forms(name, checkpoint, run, minutes=minutes)
+        rows += measure_forms("as it is", arguments.checkpoint, folder / "as_it_is", ENGINES, minutes=0.0)
+        for engine in (None, *ENGINES):
+            run = folder / f"for_{engine or 'none'}"
+            checkpoint, minutes = train_on(arguments.checkpoint, run, arguments.epochs, arguments.lr, engine=engine)
+            name = "trained on" if engine is None else f"trained on, --qat --qat-engine {engine}"
+            rows += measure_forms(name, checkpoint, run, ENGINES if engine is None else (engine,), minutes=minutes)
     if arguments.as_json:
         print(json.dumps(rows, indent=2))
         return
@@ -53,8 +54,10 @@ def main() -> None:
         print("| " + " | ".join(str(row[column]) for column in COLUMNS) + " |")
 
 
-def train_on(checkpoint: Path, out: Path, epochs: int, learning_rate: float, *, qat: bool) -> tuple[Path, float]:
-    """Train some epochs more; the last weights, so that the val list chooses for neither run, and the minutes."""
+def train_on(
+    checkpoint: Path, out: Path, epochs: int, learning_rate: float, *, engine: str | None
+) -> tuple[Path, float]:
+    """Train some epochs more; the last weights, so that the val list chooses for no run, and the minutes."""
     from boxwright.training import TrainConfig, train
 
     result = train(
@@ -66,14 +69,17 @@ def train_on(checkpoint: Path, out: Path, epochs: int, learning_rate: float, *, 
             epochs=epochs,
             learning_rate=learning_rate,
             batch=BATCH,
-            qat=qat,
+            qat=engine is not None,
+            qat_engine=engine or "openvino",
             val_every=0,
         )
     )
     return result.best, result.seconds / 60
 
 
-def measure_forms(name: str, checkpoint: Path, folder: Path, *, minutes: float) -> list[dict[str, Any]]:
+def measure_forms(
+    name: str, checkpoint: Path, folder: Path, engines: tuple[str, ...], *, minutes: float
+) -> list[dict[str, Any]]:
     """Export, quantize for each engine, and measure before and after on it."""
     from boxwright.calibration import calibrate
     from boxwright.export import export
@@ -82,7 +88,7 @@ def measure_forms(name: str, checkpoint: Path, folder: Path, *, minutes: float) 
     model = folder / "m.onnx"
     export(checkpoint, model)
     rows = []
-    for engine in ENGINES:
+    for engine in engines:
         quantized = folder / f"m_{engine}.onnx"
         calibrate(model, DATA, quantized, num_images=NUM_IMAGES, engine=engine, measure=False)
         before, after = measure(model, engine), measure(quantized, engine)

@@ -18,13 +18,21 @@ import onnx
 import onnx_ir as ir
 import pytest
 
+from boxwright.calibration.candidate import Quantizer, observed_tensors
+from boxwright.calibration.placement import rules_for
+from boxwright.calibration.recipe import Recipe
+from boxwright.calibration.statistics import collect_statistics
+from boxwright.calibration.writing import write_model
 from boxwright.core.decode_spec import AnchorDeltas, AnchorLevel, Distances, GridLevel, NmsSpec
+from boxwright.core.errors import UnsupportedError
 from boxwright.core.images import read_image
 from boxwright.core.manifest import CalibrationRecord
 from boxwright.core.preprocess import Preprocess
 from boxwright.export.thresholds import make_constant
+from boxwright.runtimes.backend import open_backend
 from boxwright.runtimes.detector import Detector
 from models_for_tests import CLASS_NAMES, COLUMNS, HEIGHT, ROWS, STRIDE, WIDTH, colour_cells_manifest, save_colour_cells
+from quantization_models import float_model, inputs
 from tolerances import SDK_BOXES, SDK_SCORES
 
 openvino = pytest.importorskip("openvino")
@@ -284,6 +292,28 @@ def test_a_threshold_that_is_built_in_cannot_be_another(
         assert finished.returncode == 2
         assert f"m.onnx: expected a model whose {name} can be set, got one with a built-in {name} of" in finished.stderr
         assert finished.stderr.count("\n") == 1
+
+
+def test_what_openvino_computes_wrongly_is_refused(program: Program, tmp_path: Path) -> None:
+    """Files for TensorRT have int8 activations around concatenations; those for OpenVINO have uint8."""
+    program.needs("openvino")
+    _picture(tmp_path / "picture.png", (48, 64))
+    float_file = float_model(tmp_path)
+    images: list[tuple[dict[str, Any], int, int]] = [({"images": image}, 1, 0) for image in inputs(4)]
+    for engine in ("tensorrt", "openvino"):
+        recipe = Recipe(rules=rules_for(engine))
+        statistics = collect_statistics(float_file, images, tensors=observed_tensors(float_file, fused=False))
+        write_model(Quantizer(float_file, statistics).build(recipe), float_file.manifest, tmp_path / f"{engine}.onnx")
+    for backend, file, status in (("openvino", "tensorrt", 2), ("openvino", "openvino", 0)):
+        finished = _run([str(program.path), f"{file}.onnx", "picture.png", "", backend], cwd=tmp_path)
+        assert finished.returncode == status, finished.stderr
+    finished = _run([str(program.path), "tensorrt.onnx", "picture.png", "", "openvino"], cwd=tmp_path)
+    with pytest.raises(UnsupportedError) as refused:
+        open_backend(tmp_path / "tensorrt.onnx", backend="openvino")
+    assert "got int8 around 'both', which OpenVINO" in str(refused.value)
+    assert "tensorrt.onnx: expected activations in uint8 around concatenations" in finished.stderr
+    assert "got int8 around both, which this OpenVINO computes wrongly" in finished.stderr
+    assert finished.stderr.count("\n") == 1
 
 
 def test_what_onnx_runtime_cannot_open_is_one_line(program: Program, tmp_path: Path) -> None:

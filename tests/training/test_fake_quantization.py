@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from boxwright.calibration.placement import rules_for
 from boxwright.models import build_model, load_model
 from boxwright.training import TrainConfig, train
 from boxwright.training.fake_quantization import FakeQuantizedConv2d, FakeQuantizedLinear, insert_fake_quantization
@@ -81,6 +82,68 @@ def test_channels_of_a_depthwise_layer_have_ranges_of_their_own() -> None:
     exact = nn.functional.conv2d(quiet, module.thin.weight, module.thin.bias, padding=1, groups=8)
     error = (module.thin(quiet) - exact)[:, 1:].abs().max()
     assert error < 1e-3 * 0.03 + 0.01 * exact[:, 1:].std()
+
+
+class WithNormalisation(nn.Module):
+    """A normalised convolution with SiLU, a depthwise one with a bias and ReLU, and a layer that predicts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(8)
+        self.act = nn.SiLU(inplace=True)
+        self.thin = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.classes = nn.Conv2d(8, 5, 1)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        maps = self.thin(self.act(self.norm(self.first(images)))).relu()
+        return {"class_logits": self.classes(maps)}
+
+
+def number_of_steps(values: torch.Tensor) -> torch.Tensor:
+    """How far values are from even steps of their own range, in steps."""
+    step = (values.max().clamp(min=0) - values.min().clamp(max=0)) / 255
+    return (values / step - (values / step).round()).abs().max()
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime", "tensorrt"])
+def test_what_is_rounded_follows_the_engine(engine: str) -> None:
+    """On ONNX Runtime integers before the activation function and in the sigmoid, and one scale for all channels."""
+    torch.manual_seed(0)
+    module = WithNormalisation().eval()
+    keys = list(module.state_dict())
+    images = torch.rand(1, 3, 8, 10) - 0.5
+    assert insert_fake_quantization(module, images, rules_for(engine)) == ("first", "thin")
+    assert list(module.state_dict()) == keys
+    is_fused = engine == "onnxruntime"
+    maps = module.norm(module.first(images))
+    assert (number_of_steps(maps) < 1e-3) == is_fused
+    probes = torch.linspace(0.3, 3, 40).reshape(1, 8, 1, 5)
+    gates = module.act(probes.clone()) / probes
+    assert ((gates * 255 - (gates * 255).round()).abs().max() < 2e-3) == is_fused
+    assert (number_of_steps(module.thin(maps)) < 1e-3) == is_fused
+    quiet = torch.rand(2, 8, 8, 10)
+    quiet[:, 1:] *= 1e-3
+    exact = nn.functional.conv2d(quiet, module.thin.weight, None, padding=1, groups=8)
+    shift = nn.functional.conv2d(torch.zeros_like(quiet), module.thin.weight, module.thin.bias, padding=1, groups=8)
+    rounded = FakeQuantizedConv2d.forward(module.thin, quiet)
+    error = (rounded - shift - exact)[:, 1:].abs().max() / exact[:, 1:].std()
+    assert (error < 0.1) == (not is_fused)
+    negative = module.first.input_quantizer(images.reshape(1, -1))
+    step = images.abs().max() / 127.5
+    assert ((negative / step - (negative / step).round()).abs().max() < 1e-2) == (engine == "tensorrt")
+
+
+def test_gradients_pass_the_rounding_for_onnxruntime() -> None:
+    torch.manual_seed(0)
+    module = WithNormalisation()
+    images = torch.rand(4, 3, 8, 10)
+    insert_fake_quantization(module, images[:1], rules_for("onnxruntime"))
+    module.train()(images)["class_logits"].square().mean().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    twin = copy.deepcopy(module).eval()
+    assert torch.equal(twin(images)["class_logits"], module.eval()(images)["class_logits"])
 
 
 def test_gradients_pass_and_weights_learn() -> None:

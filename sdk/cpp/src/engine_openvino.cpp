@@ -8,6 +8,9 @@ namespace boxwright {
 
 std::vector<ov::Extension::Ptr> openvino_extensions();  // plugin_openvino.cpp
 
+// openvino_integers.cpp
+void check_signed_integers(const ov::Model& model, ov::Core& core, const std::string& device, const std::string& path);
+
 namespace {
 
 bool has_port(const std::vector<ov::Output<const ov::Node>>& ports, const std::string& name) {
@@ -24,6 +27,7 @@ class OpenVinoEngine : public Engine {
     OpenVinoEngine(const std::string& path, const Options& options) {
         core_.add_extension(openvino_extensions());
         const std::shared_ptr<ov::Model> model = read(path);
+        check_signed_integers(*model, core_, options.device, path);
         ov::AnyMap settings{ov::hint::performance_mode(ov::hint::PerformanceMode::LATENCY),
                             ov::hint::inference_precision(ov::element::f32)};
         if (options.num_threads > 0) settings.insert(ov::inference_num_threads(options.num_threads));

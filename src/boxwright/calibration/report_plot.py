@@ -59,7 +59,7 @@ def _draw_candidates(axes: Axes, search: SearchResult, max_drop: float) -> None:
         budget = 100 * first.map_before - max_drop
         axes.axhline(budget, color="#888888", linestyle="--", linewidth=1)
         axes.annotate(
-            f"budget: {max_drop:g} points below FP32",
+            f"budget: FP32 - {max_drop:g}",
             (0, budget),
             (4, 3),
             xycoords=("axes fraction", "data"),

@@ -64,6 +64,10 @@ QatOption = Annotated[
     bool,
     typer.Option("--qat", help="Compute with numbers rounded as INT8 rounds them.", rich_help_panel=_EXTRAS),
 ]
+QatEngineOption = Annotated[
+    Literal["openvino", "onnxruntime", "tensorrt"],
+    typer.Option("--qat-engine", help="With --qat: the engine that it will run on.", rich_help_panel=_EXTRAS),
+]
 SelfAdversarialOption = Annotated[
     float, _part("--self-adversarial", "Probability that the network alters a batch against itself.", panel=_EXTRAS)
 ]

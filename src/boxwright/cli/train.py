@@ -58,6 +58,7 @@ def train(
     ssd_crop: options.SsdCropOption = None,
     multi_scale: options.MultiScaleOption = 0.0,
     qat: options.QatOption = False,
+    qat_engine: options.QatEngineOption = "openvino",
     self_adversarial: options.SelfAdversarialOption = 0.0,
     label_smoothing: options.LabelSmoothingOption = 0.0,
     box_loss: options.BoxLossOption = None,
@@ -76,6 +77,8 @@ def train(
     """Train a detector on your own data, from scratch or from a checkpoint."""
     given = options.given_options(context)
     options.require_with(given, "evolve", ("fitness",))
+    if config is None:
+        options.require_with(given, "qat", ("qat_engine",))
     options.require_with(given, "pretrain_classification", ("cutmix",))
     try:
         from boxwright.training import train as run_training

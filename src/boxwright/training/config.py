@@ -16,6 +16,7 @@ from boxwright.models.common.loss_options import LossOptions
 OptimizerName = Literal["adamw", "sgd"]
 ScheduleName = Literal["cosine", "one-cycle"]
 AnchorSource = Literal["family", "kmeans", "auto"]
+EngineName = Literal["openvino", "onnxruntime", "tensorrt"]
 # One-cycle: a third of the run up, and down to nothing. Source: Smith and Topin, Super-Convergence, 2018, sec. 3.
 USUAL_WARMUP: dict[str, float] = {"cosine": 0.05, "one-cycle": 0.3}
 USUAL_FINAL_LR_RATIO: dict[str, float] = {"cosine": 0.05, "one-cycle": 1e-4}
@@ -130,6 +131,7 @@ class TrainConfig:
         box_loss: overlap whose loss replaces the family's own loss of boxes.
         anchors: "kmeans" fits the anchors to the training boxes, "auto" refines them by random mutations.
         qat: whether layers compute with numbers rounded as INT8 will round them.
+        qat_engine: "openvino", "onnxruntime" or "tensorrt", whose rounding that is.
         multi_scale: largest change of the input's size from batch to batch, as a part of it.
         drop_block: part of the backbone's last features that DropBlock takes out at the end of the run.
         cross_iteration_norm: batches that batch normalisation looks back over; 1 for its own alone.
@@ -170,6 +172,7 @@ class TrainConfig:
     box_loss: OverlapKind | None = None
     anchors: AnchorSource = "family"
     qat: bool = False
+    qat_engine: EngineName = "openvino"
     multi_scale: float = 0.0
     drop_block: float = 0.0
     cross_iteration_norm: int = 1
@@ -212,6 +215,8 @@ class TrainConfig:
         _require(0 <= self.drop_block < 1, "--drop-block", "a number in [0, 1)", self.drop_block)
         _require(0 <= self.self_adversarial <= 1, "--self-adversarial", "a number in [0, 1]", self.self_adversarial)
         _require(self.cross_iteration_norm >= 1, "--cross-iteration-norm", "at least 1", self.cross_iteration_norm)
+        engines = get_args(EngineName)
+        _require(self.qat_engine in engines, "--qat-engine", "openvino, onnxruntime or tensorrt", self.qat_engine)
         _ = self.loss_options  # checks itself
 
     @property

@@ -6,6 +6,7 @@ import dataclasses
 
 import torch
 
+from boxwright.calibration.placement import rules_for
 from boxwright.core.errors import InputError
 from boxwright.core.preprocess import Preprocess
 from boxwright.models import DetectionModel
@@ -77,8 +78,10 @@ class StepOptions:
             notes.append(f"{len(replaced)} BatchNorm layers look back over {window} batches")
         if self.config.qat:
             example = torch.zeros(1, 3, *self.size_hw, device=next(self.module.parameters()).device)
-            rounded = insert_fake_quantization(self.module, example)
-            notes.append(f"{len(rounded)} layers compute with numbers rounded as INT8 rounds them")
+            rounded = insert_fake_quantization(self.module, example, rules_for(self.config.qat_engine))
+            notes.append(
+                f"{len(rounded)} layers compute with numbers rounded as INT8 on {self.config.qat_engine} rounds them"
+            )
         if self.sizes:
             smallest, largest = self.sizes[0], self.sizes[-1]
             notes.append(f"{len(self.sizes)} input sizes from {_shown(smallest)} to {_shown(largest)}")
