@@ -35,8 +35,8 @@ class EngineRules:
             to nothing.
         rescales_products: the same of a matrix product's input.
         wanted_share: part of the multiplications that shall be executed on integers where the budget allows it, even
-            where a form with less is faster; 0 where as many as pay. No part of how a model is quantized, and so not of
-            a recipe's key.
+            where a form with less is a little faster; 0 where as many as pay. No part of how a model is quantized, and
+            so not of a recipe's key.
     """
 
     engine: str

@@ -11,6 +11,9 @@ from boxwright.calibration.sensitivity import LayerSensitivity
 from boxwright.calibration.stopwatch import is_surely_faster
 from boxwright.calibration.variant import Variant
 
+# Of the time of another form: then speed counts for more than the share on integers.
+_MUCH_FASTER = 0.9
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -114,9 +117,20 @@ class SearchResult:
         return sorted(found, key=lambda trial: trial.latency_ms)
 
     def chosen(self) -> Trial | None:
-        """The fastest INT8 form within the budget, of those with the wanted share on integers where there are any."""
-        holding = self.fastest(is_float=False, least_share=self.wanted_share) or self.fastest(is_float=False)
-        return holding[0] if holding else None
+        """The INT8 form to write: the fastest within the budget that has the wanted share on integers.
+
+        Where there is none, or where the fastest of all gains much on that and on every float form: the fastest of all.
+        """
+        holding = self.fastest(is_float=False)
+        wanted = self.fastest(is_float=False, least_share=self.wanted_share)
+        if not holding or not wanted:
+            return holding[0] if holding else None
+        rivals = [wanted[0], *self.fastest(is_float=True)[:1]]
+        gains_much = all(
+            holding[0].is_faster_than(rival) and holding[0].latency_ms < _MUCH_FASTER * rival.latency_ms
+            for rival in rivals
+        )
+        return holding[0] if gains_much else wanted[0]
 
     def best(self, budget: Budget) -> Trial | None:
         """The INT8 form that is over the budget by least."""
