@@ -11,7 +11,16 @@ import numpy as np
 import onnx
 import pytest
 
+from boxwright.calibration import calibrate
+from boxwright.calibration.agreement import Agreement, compare_detections
+from boxwright.calibration.choice import ChoiceSet
+from boxwright.calibration.evaluation import Evaluation, Evaluator
+from boxwright.calibration.ranges import RangeMethod
+from boxwright.calibration.recipe import Recipe
+from boxwright.calibration.variant import Variant
 from boxwright.cli.main import main
+from boxwright.core.images import read_image
+from boxwright.data import load_dataset
 from boxwright.runtimes import openvino
 from boxwright.runtimes.detector import Detector
 from colour_data import write_colour_data
@@ -73,6 +82,58 @@ def test_a_float_model_that_finds_nothing_gives_a_warning(
     warnings = json.loads(capfd.readouterr().out)["warnings"]
     (warning,) = [warning for warning in warnings if "finds next to nothing" in warning]
     assert "(mAP 0.0000)" in warning and "--preprocess and --labels" in warning
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "tensorrt"])
+@pytest.mark.parametrize(
+    ("agreements", "wanted", "is_equalized"),
+    [
+        ((0.8, 0.7, 0.7), "percentile 99.99", False),
+        ((0.6, 0.7, 0.6), "entropy", False),
+        ((0.6, 0.7, 0.9), "entropy", True),
+    ],
+)
+def test_without_a_wish_ranges_are_chosen_by_result(
+    tmp_path: Path,
+    model: Path,
+    data: Path,
+    engine: str,
+    agreements: tuple[float, float, float],
+    wanted: str,
+    is_equalized: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Recipe] = []
+
+    def evaluate(self: Evaluator, variant: Variant, choice: ChoiceSet, *, is_simulated: bool) -> Evaluation:
+        assert len(choice.samples) == 12 and is_simulated == (engine == "tensorrt")
+        assert variant.recipe is not None
+        asked.append(variant.recipe)
+        index = 2 if variant.recipe.equalizes else int(variant.recipe.method.kind == "entropy")
+        return Evaluation(agreement=Agreement(value=agreements[index], box_change=0.0, score_change=0.0))
+
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
+    result = calibrate(model, data, tmp_path / "m_int8.onnx", split="val", engine=engine)
+    record = result.manifest.calibration
+    assert record is not None and record.method.startswith(wanted)
+    assert ("equalized" in record.method) == (is_equalized and engine == "onnxruntime")
+    assert any(recipe.equalizes for recipe in asked) == (engine == "onnxruntime")
+
+
+def test_what_is_chosen_agrees_best(tmp_path: Path, model: Path, data: Path) -> None:
+    """On the engine itself, without a stand-in: no other form agrees better on the images compared on."""
+    found = {}
+    samples = load_dataset(data, "val")
+    for name, method in (("", None), ("percentile", RangeMethod()), ("entropy", RangeMethod(kind="entropy"))):
+        path = tmp_path / f"m{name}.onnx"
+        calibrate(model, data, path, split="val", engine="onnxruntime", method=method, measure=False)
+        detections = []
+        for file in (model, path):
+            with Detector(file, backend="onnxruntime", conf=0.001) as detector:
+                detections.append([detector(read_image(sample.image_path)) for sample in samples.samples])
+        found[name] = compare_detections(*detections).value
+    assert found[""] >= max(found["percentile"], found["entropy"])
+    assert len(set(found.values())) > 1
 
 
 def test_a_cache_for_tensorrts_calibrator(

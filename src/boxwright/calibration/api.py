@@ -8,15 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import boxwright
-from boxwright.calibration.candidate import Quantizer, observed_tensors
 from boxwright.calibration.float_model import load_float_model
 from boxwright.calibration.held_back import Progress, divide_images, engine_to_measure, measure_on_held_back
 from boxwright.calibration.images import CalibrationImages, choose_images, network_inputs, without_copies
-from boxwright.calibration.methods import MethodInputs, MethodResult, run_tool
-from boxwright.calibration.placement import rules_for
+from boxwright.calibration.methods import MethodInputs, run_tool
+from boxwright.calibration.plain import quantize_plainly
 from boxwright.calibration.ranges import RangeMethod
-from boxwright.calibration.recipe import Recipe
-from boxwright.calibration.statistics import collect_statistics
 from boxwright.calibration.warning_words import float_model_warnings, image_warnings
 from boxwright.calibration.writing import write_model
 from boxwright.core.errors import InputError, MissingDependencyError
@@ -72,7 +69,8 @@ def calibrate(
         out: ONNX file to write.
         split: of the data set.
         num_images: at most so many, taken evenly over the split; None takes all.
-        method: of the activations' ranges; percentile 99.99 where None.
+        method: of the activations' ranges; where None percentile 99.99 or entropy, whichever agrees better with the
+            float model on some of the images, and on ONNX Runtime channels are equalised where that agrees better.
         engine: whose placement rules to follow; other engines read the file too.
         tool: another way to INT8 than our own ranges and placement: "nncf", or "trt-cache", which writes a cache for
             TensorRT's calibrator instead of a model, and measures an emulation.
@@ -104,7 +102,7 @@ def calibrate(
         engine=engine,
         on_progress=lambda done: report("calibrating", done, len(calibration.samples)),
     )
-    made = _quantize(inputs, method or RangeMethod()) if tool is None else run_tool(tool, inputs)
+    made = quantize_plainly(inputs, calibration, method) if tool is None else run_tool(tool, inputs)
     record = CalibrationRecord(
         method=f"{made.description} for {engine}",
         data_sha256=content_sha256(calibration),
@@ -149,25 +147,6 @@ def _check_can_measure(tool: str | None, engine: str) -> None:
     if tool == "nncf" and engine == "openvino" and engine_to_measure(engine) != engine:
         # Our own form for OpenVINO runs on ONNX Runtime too, but not NNCF's.
         raise MissingDependencyError("openvino", extra="openvino", needed_for=needed_for)
-
-
-def _quantize(inputs: MethodInputs, method: RangeMethod) -> MethodResult:
-    """By our own ranges and placement."""
-    model = inputs.model
-    recipe = Recipe(rules=rules_for(inputs.engine), method=method)
-    statistics = collect_statistics(
-        model,
-        ((arrays, count, 0) for arrays, count in inputs.batches()),
-        tensors=observed_tensors(model, fused=recipe.rules.style == "fused"),
-        on_progress=inputs.on_progress,
-    )
-    quantizer = Quantizer(model, statistics)
-    quantized = {layer.name for layer in quantizer.quantized(recipe)}
-    return MethodResult(
-        proto=quantizer.build(recipe),
-        description=recipe.describe(),
-        layers_in_float=tuple(layer.name for layer in model.layers if layer.name not in quantized),
-    )
 
 
 def _warnings(

@@ -51,7 +51,7 @@ def choose_images(dataset: Dataset, num_images: int | None) -> CalibrationImages
     Raises:
         DatasetError: where there is none that can be read, or all are blank.
     """
-    samples = _spread(dataset.samples, num_images)
+    samples = spread(dataset.samples, num_images)
     usable: list[Sample] = []
     unreadable: list[tuple[Path, str]] = []
     blank: list[Path] = []
@@ -131,7 +131,8 @@ def static_batch(proto: onnx.ModelProto) -> int:
     return max(1, int(images.type.tensor_type.shape.dim[0].dim_value))
 
 
-def _spread(samples: Sequence[Sample], num_images: int | None) -> list[Sample]:
+def spread(samples: Sequence[Sample], num_images: int | None) -> list[Sample]:
+    """At most so many samples, evenly from the first to the last; None takes all."""
     if num_images is None or num_images >= len(samples):
         return list(samples)
     positions = np.linspace(0, len(samples) - 1, num_images).round().astype(int)

@@ -54,7 +54,7 @@ def calibrate(
         Path | None, typer.Option("--report", help="Folder for the search's report; <out>_report if not given.")
     ] = None,
     ranges: Annotated[
-        Ranges | None, typer.Option("--ranges", help="How ranges are chosen; a search sweeps them.")
+        Ranges | None, typer.Option("--ranges", help="How ranges are chosen; by result if not given.")
     ] = None,
     percentile: Annotated[
         float | None, typer.Option("--percentile", help="Of the magnitudes that stay inside; 99.99 if not given.")
@@ -113,7 +113,7 @@ def calibrate(
         target,
         split=split,
         num_images=num_images,
-        range_kind=ranges or "percentile",
+        range_kind=ranges if percentile is None else "percentile",
         percentile=99.99 if percentile is None else percentile,
         engine=engine or ("tensorrt" if method == "trt-cache" else "openvino"),
         tool=method if method in ("nncf", "trt-cache") else None,
@@ -180,7 +180,7 @@ def _calibrate(
     *,
     split: str,
     num_images: int,
-    range_kind: Ranges,
+    range_kind: Ranges | None,
     percentile: float,
     engine: str,
     tool: str | None,
@@ -198,7 +198,7 @@ def _calibrate(
             target,
             split=split,
             num_images=num_images,
-            method=RangeMethod(kind=range_kind, percentile=percentile),
+            method=None if range_kind is None else RangeMethod(kind=range_kind, percentile=percentile),
             engine=engine,
             tool=tool,
             measure=measure,
