@@ -18,7 +18,7 @@ from boxwright.calibration.evaluation_store import EvaluationStore
 from boxwright.calibration.float_model import Layer
 from boxwright.calibration.paired_map import PairedDifference
 from boxwright.calibration.recipe import Recipe
-from boxwright.calibration.search import Search
+from boxwright.calibration.search import Progress, Search
 from boxwright.calibration.search_result import SearchResult
 from boxwright.calibration.variant import Variant
 from boxwright.core.errors import UnsupportedError
@@ -140,13 +140,23 @@ def searched(
     deadline: float = math.inf,
     kept: Path | None = None,
 ) -> SearchResult:
+    return searcher(evaluator, max_drop, engine=engine, kept=kept).run(deadline=deadline)
+
+
+def searcher(
+    evaluator: FakeEvaluator,
+    max_drop: float,
+    *,
+    engine: str = "openvino",
+    kept: Path | None = None,
+    on_progress: Progress = lambda phase, done, total: None,
+) -> Search:
     parts: Mapping[str, Any] = {"evaluator": evaluator, "quantizer": FakeQuantizer(), "choice": FakeChoice()}
-    search = Search(
+    return Search(
         engine,
         **parts,
         budget=Budget(max_drop=max_drop),
         macs=MACS,
         store=EvaluationStore(kept, {}),
-        on_progress=lambda phase, done, total: None,
+        on_progress=on_progress,
     )
-    return search.run(deadline=deadline)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 
 from boxwright.bench.plot_labels import Label, place_labels
@@ -50,6 +51,29 @@ def test_no_name_covers_another_or_a_mark(points: list[tuple[float, float]]) -> 
         assert axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)
         for point in points:
             assert not box.contains(*axes.transData.transform(point))
+
+
+def test_a_name_keeps_off_intervals_and_off_the_line() -> None:
+    """The usual place, to the right above, is taken by another's interval, and by the line, if only a part of it."""
+    axes, (box, _), _ = placed([(700, 0.62), (800, 0.6223)], name="m.onnx")
+    ends = axes.transData.transform([(0.98 * 800, 0.6223), (1.02 * 800, 0.6223)])
+    for x, y in ends:
+        assert not box.padded(4).contains(x, y)
+    axes, (box,), _ = placed([(700, 0.6478)], name="m.onnx")
+    line = axes.transData.transform((700, 0.65))[1]
+    assert not box.y0 <= line <= box.y1
+
+
+def test_the_way_to_a_far_name_leads_through_no_other_mark() -> None:
+    points = [(700, 0.64), (740, 0.6412), (740, 0.6388), (660, 0.6412), (660, 0.6388)]
+    axes, boxes, _ = placed(points)
+    marks = [axes.transData.transform(point) for point in points]
+    for index, box in enumerate(boxes):
+        middle = [(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2]
+        for other in (mark for position, mark in enumerate(marks) if position != index):
+            parts = np.linspace(0, 1, 50)[:, None]
+            way = (1 - parts) * np.array(middle) + parts * np.array(marks[index])
+            assert np.abs(way - other).max(axis=1).min() > 4  # half of a mark, in pixels
 
 
 def test_a_lone_point_has_its_name_beside_it_and_off_the_line() -> None:

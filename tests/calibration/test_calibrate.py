@@ -136,12 +136,49 @@ def test_what_is_chosen_agrees_best(tmp_path: Path, model: Path, data: Path) -> 
     assert len(set(found.values())) > 1
 
 
-def test_a_cache_for_tensorrts_calibrator(
-    tmp_path: Path, model: Path, data: Path, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("wishes", "method"),
+    [
+        (("--percentile", "99.5"), "percentile 99.5"),
+        (("--ranges", "percentile"), "percentile 99.99"),
+        (("--ranges", "mse"), "mse"),
+    ],
+)
+def test_a_wish_for_ranges_is_kept(
+    tmp_path: Path, model: Path, data: Path, capfd: pytest.CaptureFixture[str], wishes: tuple[str, ...], method: str
 ) -> None:
+    assert run(model, data, tmp_path / "m_int8.onnx", "--engine", "onnxruntime", "--no-measure", *wishes) == 0
+    found = json.loads(capfd.readouterr().out)["method"]
+    assert found.startswith(method + ",") and "equalized" not in found
+
+
+def test_an_engine_that_is_not_here_is_simulated(
+    tmp_path: Path, model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def evaluate(self: Evaluator, variant: Variant, choice: ChoiceSet, *, is_simulated: bool) -> Evaluation:
+        assert is_simulated
+        asked.append(len(choice.samples))
+        return Evaluation(agreement=Agreement(value=0.5, box_change=0.0, score_change=0.0))
+
+    monkeypatch.setattr(Evaluator, "evaluate", evaluate)
+    monkeypatch.setattr("boxwright.calibration.plain._NUM_IMAGES", 5)
+    monkeypatch.setattr("boxwright.calibration.plain.engine_to_measure", lambda engine: "onnxruntime")
+    told: list[tuple[str, int, int]] = []
+    out = tmp_path / "m_int8.onnx"
+    calibrate(model, data, out, split="val", measure=False, on_progress=lambda *entry: told.append(entry))
+    assert asked == [5, 5]
+    assert [entry for entry in told if entry[0] == "choosing ranges"] == [("choosing ranges", n, 2) for n in range(3)]
+
+
+def test_a_cache_for_tensorrts_calibrator(
+    tmp_path: Path, model: Path, data: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("boxwright.calibration.held_back.engine_to_measure", lambda engine: engine)
     assert run(model, data, tmp_path / "m_int8.onnx", "--method", "trt-cache") == 0
     document = json.loads(capfd.readouterr().out)
-    # A part is held back, on which an emulation tells what TensorRT's INT8 costs at worst.
+    # A part is held back, on which an emulation tells what the ranges cost; ONNX Runtime's, whatever is installed.
     assert document["num_images"] == 12 and document["num_quantized"] is None
     assert document["map_before"] == 1 and document["map_after"] > 0.95
     where = "emulated on onnxruntime with every layer in INT8"

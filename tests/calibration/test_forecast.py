@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from boxwright.calibration import forecast
+from boxwright.calibration import budget_calibration, forecast
+from boxwright.calibration.budget import feared_drop
 from boxwright.calibration.budget_calibration import calibrate_to_budget
 from boxwright.calibration.forecast import Forecast, WholeSearch
 from boxwright.cli._calibration_search import shown_progress
 from colour_data import write_colour_data
 from colour_network import save_colour_network
+from search_fakes import FakeEvaluator, searcher
 
 
 def test_nothing_is_foretold_before_the_first_measurement() -> None:
@@ -57,6 +60,67 @@ def test_later_searches_are_thought_to_last_as_long_as_this_one(clock: list[floa
     whole.begin(lambda: 5.0)
     whole("second: ranges", 1, 3)
     assert told[-1] == (WholeSearch.PHASE, 10, 15)
+
+
+def test_the_last_timing_is_foretold_by_itself(clock: list[float]) -> None:
+    told: list[tuple[str, int, int]] = []
+    whole = WholeSearch(lambda *entry: told.append(entry), num_searches=2, deadline=float("inf"))
+    whole.begin(lambda: 50.0)
+    whole.begin(lambda: 50.0)
+    clock[0] += 4
+    whole.begin_end(20.0)
+    clock[0] += 5
+    whole("first: timing", 1, 3)
+    assert told[-1] == (WholeSearch.PHASE, 9, 24)
+    clock[0] += 30
+    whole("second: timing", 1, 3)
+    assert told[-1] == (WholeSearch.PHASE, 39, 40)
+
+
+@pytest.mark.parametrize(("minutes", "is_tried"), [(None, True), (10.0, True), (1e-4, False)])
+def test_a_second_pass_must_leave_most_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float | None, is_tried: bool
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(budget_calibration, "equalized_quantizer", lambda *arguments: asked.append(True))
+    monkeypatch.setattr(budget_calibration, "_run_in_turn", stop)
+    data = write_colour_data(tmp_path / "colours", num_images=16)
+    model = save_colour_network(tmp_path / "m.onnx")
+    with pytest.raises(KeyboardInterrupt):
+        calibrate_to_budget(
+            model, data, tmp_path / "out.onnx", max_drop=5.0, split="val", engines=("onnxruntime",),
+            time_limit_minutes=minutes,
+        )  # fmt: skip
+    assert bool(asked) == is_tried
+
+
+def stop(*arguments: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_the_forecast_of_a_search_comes_true(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a clock that every measurement moves on by what it takes for its images."""
+    now = [0.0]
+    monkeypatch.setattr("boxwright.calibration.search.time.monotonic", lambda: now[0])
+    evaluator = FakeEvaluator(fine_speed=0.5)
+    measure = evaluator.evaluate
+
+    def evaluate(variant: Any, choice: Any, **wishes: Any) -> Any:
+        now[0] += 0.5 * len(choice.samples)
+        return measure(variant, choice, **wishes)
+
+    monkeypatch.setattr(evaluator, "evaluate", evaluate)
+    foretold: dict[str, tuple[float, float]] = {}
+    search = searcher(evaluator, feared_drop(0.03), on_progress=lambda phase, done, total: note(phase))
+
+    def note(phase: str) -> None:
+        foretold.setdefault(phase.split(": ")[1], (now[0], search.seconds_left()))
+
+    search.run(deadline=float("inf"))
+    assert search.seconds_left() < 0.2 * now[0]
+    for phase in ("ranges", "cheap repairs", "sensitivity of layers", "layers to better"):
+        at, left = foretold[phase]
+        assert 0.6 < (at + left) / now[0] < 1.6, phase
 
 
 def test_the_whole_search_ends_by_the_deadline(clock: list[float]) -> None:

@@ -166,6 +166,62 @@ def test_the_emulation_computes_as_tensorrt_would(model: FloatModel) -> None:
         assert 0 < np.abs(after - before).mean() < 4 * INT8_HEADS * np.abs(before).mean()
 
 
+def padded(folder: Path, *, after: str) -> FloatModel:
+    """The network with a half of a tensor, and all of another, turned to minus infinity and back."""
+    proto = network()
+    channels = 12
+    constants = {
+        "half": np.arange(channels).reshape(1, channels, 1, 1) % 2 == 0,
+        "none": np.zeros((1, channels, 1, 1), bool),
+        "pad": np.array(-np.inf, np.float32),
+    }
+    nodes = [
+        onnx.helper.make_node("Where", ["half", after, "pad"], ["partly"], name="partly"),
+        onnx.helper.make_node("Where", ["none", after, "pad"], ["never"], name="never"),
+        onnx.helper.make_node("Max", ["partly", "never", after], ["back"], name="back"),
+    ]
+    position = next(index for index, node in enumerate(proto.graph.node) if after in node.output)
+    for node in proto.graph.node[position + 1 :]:
+        node.input[:] = ["back" if name == after else name for name in node.input]
+    for offset, node in enumerate(nodes, 1):
+        proto.graph.node.insert(position + offset, node)
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in constants.items())
+    onnx.save(proto, folder / "padded.onnx")
+    return load_float_model(folder / "padded.onnx")
+
+
+def test_padding_with_infinity_between_layers_is_no_fault(model: FloatModel, tmp_path: Path) -> None:
+    """Detectors pad scores so; what goes into a layer and what comes out at the end must be finite all the same."""
+    plain = trt_cache.tensor_scales(method_inputs(model, "tensorrt", []))
+    scales = trt_cache.tensor_scales(method_inputs(padded(tmp_path, after="wide_silu_out"), "tensorrt", []))
+    assert "never" not in scales
+    assert 0 < scales["partly"] <= 1.01 * plain["wide_silu_out"]
+    assert {name: scales[name] for name in plain} == pytest.approx(plain)
+    proto = network()
+    head = next(node for node in proto.graph.node if "class_logits" in node.output)
+    nodes = [
+        onnx.helper.make_node("Where", ["none", head.input[0], "pad"], ["never"], name="never"),
+    ]
+    head.input[0] = "never"
+    proto.graph.node.insert(len(proto.graph.node) - 1, nodes[0])
+    none = np.zeros((1, 1, 1), bool)
+    for name, array in (("none", none), ("pad", np.array(-np.inf, np.float32))):
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.save(proto, tmp_path / "broken.onnx")
+    with pytest.raises(InputError, match="expected finite numbers"):
+        trt_cache.tensor_scales(method_inputs(load_float_model(tmp_path / "broken.onnx"), "tensorrt", []))
+
+
+def test_layers_fed_by_constants_alone_stay_in_float_in_the_emulation(model: FloatModel) -> None:
+    """DETR's first self-attention of the queries is one: its input has no scale in the cache."""
+    scales = trt_cache.tensor_scales(method_inputs(model, "tensorrt", []))
+    fed = next(layer for layer in model.layers if layer.name == "thin")
+    emulation = trt_cache.emulate(model, {name: scale for name, scale in scales.items() if name != fed.input_name})
+    nodes = {node.name: node for node in emulation.graph.node}
+    assert nodes["thin"].input[0] == fed.input_name and nodes["thin"].input[1] == "thin.weight"
+    assert nodes["wide"].input[0] != "thin_silu_out"
+
+
 def test_a_later_image_counts_as_the_first(model: FloatModel) -> None:
     plain = trt_cache.tensor_scales(method_inputs(model, "tensorrt", []))
     louder = trt_cache.tensor_scales(method_inputs(model, "tensorrt", [], last=8.0))

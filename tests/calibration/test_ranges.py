@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -99,6 +100,35 @@ def test_entropy_cuts_a_rare_outlier_off_and_keeps_a_frequent_one() -> None:
     method = RangeMethod(kind="entropy")
     assert 1 <= choose_range(even(0, 1, outlier=20, mass=1), method)[1] < 2
     assert choose_range(even(0, 1, outlier=20, mass=1e5), method)[1] == 20
+
+
+def test_entropy_looks_below_zero_as_above() -> None:
+    method = RangeMethod(kind="entropy")
+    for mass, lowest in ((1.0, -2.0), (1e5, -20.0)):
+        above = even(0, 1, outlier=20, mass=mass)
+        below = replace(
+            above,
+            middles=-above.middles[::-1],
+            widths=above.widths[::-1],
+            masses=above.masses[::-1],
+            minimum=-above.maximum,
+            maximum=-above.minimum,
+        )
+        low, high = choose_range(below, method)
+        assert high == 0 and lowest <= low <= -1
+
+
+@pytest.mark.parametrize("count", [0, 10_000, 1_000_000])
+def test_zeros_have_no_say_in_the_entropy(count: int) -> None:
+    """Behind a ReLU half of all are zeros, and every range represents them exactly."""
+    values = np.abs(np.random.default_rng(0).standard_t(3, 20_000)).astype(np.float32)
+    with_zeros = np.concatenate([values, np.zeros(count, np.float32)])
+    bounds = []
+    for some in (values, with_zeros):
+        histograms = ChannelHistograms(1)
+        histograms.add(some[None], most_values=1 << 22)
+        bounds.append(choose_range(histograms.distribution(), RangeMethod(kind="entropy")))
+    assert bounds[0] == bounds[1]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -15,7 +15,7 @@ from boxwright.calibration.budget_files import name_files, plan_files
 from boxwright.calibration.budget_words import advice
 from boxwright.calibration.evaluation import Evaluation
 from boxwright.calibration.placement import rules_for
-from boxwright.calibration.search_result import SearchResult
+from boxwright.calibration.search_result import SearchResult, Trial
 from boxwright.calibration.variant import Variant
 from search_fakes import DAMAGES, FakeChoice, FakeEvaluator, searched
 
@@ -70,6 +70,27 @@ def test_what_is_much_faster_is_written_with_less_on_integers() -> None:
     assert chosen is not None and chosen is result.recommended()
     assert chosen.int8_share == pytest.approx(0.75) and chosen.latency_ms < 0.9 * wanted
     assert "run the INT8 file" in advice(result, budget)
+
+
+@pytest.mark.parametrize(("exceptions", "is_sure"), [(1, True), (2, False)])
+def test_what_is_not_surely_faster_is_not_written_for_its_speed(exceptions: int, is_sure: bool) -> None:
+    """Four fifths of the time as a rule, but slower than the form with the wanted share in so many of ten rounds."""
+    result = searched(FakeEvaluator(fine_speed=0.5), feared_drop(0.03))
+    little = result.fastest(is_float=False)[0]
+    wanted = result.fastest(is_float=False, least_share=WANTED_SHARE)[0]
+    fp32 = result.trials[0]
+    times = {id(little): 4.0, id(wanted): 5.0, id(fp32): 6.0}
+
+    def timed(trial: Trial) -> Trial:
+        blocks = [times[id(trial)]] * 10
+        if trial is little:
+            blocks[:exceptions] = [7.0] * exceptions
+        evaluation = replace(trial.evaluation, latency_ms=times[id(trial)])
+        return replace(trial, evaluation=evaluation, blocks_ms=tuple(blocks))
+
+    again = replace(result, trials=[timed(fp32), timed(wanted), timed(little)])
+    chosen = again.chosen()
+    assert chosen is not None and (chosen.int8_share < WANTED_SHARE) == is_sure
 
 
 def test_what_gains_little_on_float_gives_way_to_the_share_that_is_wanted() -> None:

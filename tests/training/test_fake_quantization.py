@@ -12,7 +12,13 @@ from torch import nn
 from boxwright.calibration.placement import rules_for
 from boxwright.models import build_model, load_model
 from boxwright.training import TrainConfig, train
-from boxwright.training.fake_quantization import FakeQuantizedConv2d, FakeQuantizedLinear, insert_fake_quantization
+from boxwright.training.fake_quantization import (
+    FakeQuantizedConv2d,
+    FakeQuantizedLinear,
+    FakeQuantizedSiLU,
+    insert_fake_quantization,
+)
+from boxwright.training.step_options import StepOptions
 
 pytest.importorskip("torchao")
 
@@ -85,19 +91,22 @@ def test_channels_of_a_depthwise_layer_have_ranges_of_their_own() -> None:
 
 
 class WithNormalisation(nn.Module):
-    """A normalised convolution with SiLU, a depthwise one with a bias and ReLU, and a layer that predicts."""
+    """A normalised convolution with SiLU, a depthwise one with ReLU, one with LeakyReLU, and one that predicts."""
 
     def __init__(self) -> None:
         super().__init__()
         self.first = nn.Conv2d(3, 8, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(8)
+        nn.init.normal_(self.norm.running_mean)
+        nn.init.constant_(self.norm.weight, 9.0)
         self.act = nn.SiLU(inplace=True)
         self.thin = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        self.leaky = nn.Conv2d(8, 8, 1)
         self.classes = nn.Conv2d(8, 5, 1)
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         maps = self.thin(self.act(self.norm(self.first(images)))).relu()
-        return {"class_logits": self.classes(maps)}
+        return {"class_logits": self.classes(nn.functional.leaky_relu(self.leaky(maps), 0.1))}
 
 
 def number_of_steps(values: torch.Tensor) -> torch.Tensor:
@@ -113,15 +122,18 @@ def test_what_is_rounded_follows_the_engine(engine: str) -> None:
     module = WithNormalisation().eval()
     keys = list(module.state_dict())
     images = torch.rand(1, 3, 8, 10) - 0.5
-    assert insert_fake_quantization(module, images, rules_for(engine)) == ("first", "thin")
+    assert insert_fake_quantization(module, images, rules_for(engine)) == ("first", "thin", "leaky")
     assert list(module.state_dict()) == keys
     is_fused = engine == "onnxruntime"
+    assert number_of_steps(module.first(images)) > 0.1  # before its normalisation, which is a part of it
     maps = module.norm(module.first(images))
     assert (number_of_steps(maps) < 1e-3) == is_fused
+    assert (maps.min().item() >= -5.05) == is_fused  # what SiLU makes nothing of
+    assert (number_of_steps(module.leaky(maps)) < 1e-3) == is_fused
     probes = torch.linspace(0.3, 3, 40).reshape(1, 8, 1, 5)
     gates = module.act(probes.clone()) / probes
     assert ((gates * 255 - (gates * 255).round()).abs().max() < 2e-3) == is_fused
-    assert (number_of_steps(module.thin(maps)) < 1e-3) == is_fused
+    assert number_of_steps(module.thin(maps)) > 0.1  # ReLU follows: the next layer's input is rounded, from 0 on
     quiet = torch.rand(2, 8, 8, 10)
     quiet[:, 1:] *= 1e-3
     exact = nn.functional.conv2d(quiet, module.thin.weight, None, padding=1, groups=8)
@@ -132,6 +144,46 @@ def test_what_is_rounded_follows_the_engine(engine: str) -> None:
     negative = module.first.input_quantizer(images.reshape(1, -1))
     step = images.abs().max() / 127.5
     assert ((negative / step - (negative / step).round()).abs().max() < 1e-2) == (engine == "tensorrt")
+
+
+class Shared(nn.Module):
+    """A convolution of two levels with a normalisation each, then one with a normalisation that INT8 does not know."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norms = nn.ModuleList([nn.BatchNorm2d(8), nn.BatchNorm2d(8)])
+        self.group = nn.Conv2d(8, 8, 1)
+        self.group_norm = nn.GroupNorm(2, 8)
+        self.classes = nn.Conv2d(8, 5, 1)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        levels = [norm(self.conv(images)).sigmoid() for norm in self.norms]
+        return {str(index): self.classes(self.group_norm(self.group(x)).relu()) for index, x in enumerate(levels)}
+
+
+def test_every_normalisation_of_a_shared_layer_is_rounded_and_no_group_norm() -> None:
+    torch.manual_seed(0)
+    module = Shared().eval()
+    images = torch.rand(1, 3, 8, 10)
+    assert insert_fake_quantization(module, images, rules_for("onnxruntime")) == ("conv", "group")
+    for norm in module.norms:
+        assert number_of_steps(norm(module.conv(images))) < 1e-3
+    maps = torch.randn(1, 8, 8, 10)
+    assert number_of_steps(module.group(maps)) > 0.1
+    assert number_of_steps(module.group_norm(maps)) > 0.1
+
+
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+def test_a_run_rounds_for_the_engine_that_it_names(engine: str, shapes_dir: Path, tmp_path: Path) -> None:
+    config = TrainConfig(data=shapes_dir, model="yolox-pico", out=tmp_path, qat=True, qat_engine=engine)  # type: ignore[arg-type]
+    model = build_model("yolox-pico", num_classes=3)
+    options = StepOptions(model, config, size_hw=(64, 96), preprocess=model.default_preprocess((64, 96)))
+    (note,) = options.transform_model()
+    assert note.endswith(f"as INT8 on {engine} rounds them")
+    activations = [layer for layer in model.modules() if isinstance(layer, nn.SiLU)]
+    assert activations
+    assert all(isinstance(layer, FakeQuantizedSiLU) == (engine == "onnxruntime") for layer in activations)
 
 
 def test_gradients_pass_the_rounding_for_onnxruntime() -> None:

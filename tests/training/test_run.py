@@ -24,6 +24,7 @@ from boxwright.training import TrainConfig, TrainResult, train
 from boxwright.training.config import Augmentation
 from boxwright.training.engine import choose_device, lightning_precision
 from boxwright.training.lightning_module import TrainingModule
+from boxwright.training.state import read_saved_run
 from region_cfg import region_cfg
 from tolerances import RESUMED_WEIGHTS
 
@@ -147,6 +148,21 @@ def test_other_settings_are_no_resumption(straight_run: TrainResult, shapes_dir:
     changed = config(shapes_dir, straight_run.out, resume=True, batch=4, seed=1)
     with pytest.raises(InputError, match="got batch 4 instead of 8, seed 1 instead of 0"):
         train(changed, show_progress=False)
+
+
+def test_a_run_of_before_a_setting_was_there_is_resumed(
+    straight_run: TrainResult, shapes_dir: Path, tmp_path: Path
+) -> None:
+    """It had what is the default now, and is resumed with that alone."""
+    content = torch.load(straight_run.last, weights_only=True)
+    settings = json.loads(content["trainer"]["config"])
+    del settings["qat_engine"], settings["label_smoothing"]
+    content["trainer"]["config"] = json.dumps(settings)
+    torch.save(content, tmp_path / "last.pt")
+    again = dataclasses.replace(config(shapes_dir, tmp_path, resume=True), val_every=2)
+    assert read_saved_run(again).state.is_finished
+    with pytest.raises(InputError, match=r"got label_smoothing 0\.1 instead of 0\.0;"):
+        read_saved_run(dataclasses.replace(again, label_smoothing=0.1))
 
 
 def test_nothing_to_resume(shapes_dir: Path, tmp_path: Path) -> None:

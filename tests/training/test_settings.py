@@ -94,6 +94,7 @@ MISUSED = [
     (["--evolve", "2", "--fitness", "1,2"], "three numbers such as 0.1,0.1,0.8"),
     (["--evolve", "2", "--fitness", "0,0,0"], "not negative and not all 0"),
     (["--mosaic", "0.8", "--mosaic9", "0.5"], "probabilities of at most 1 in sum"),
+    (["--qat-engine", "onnxruntime"], "--qat-engine: expected --qat beside it"),
     (["--layer-decay", "0"], "a number in (0, 1]"),
     (["--freeze", "nothing"], "no parameter of yolox-pico"),
     (["--anchors", "kmeans"], "a family whose anchors depend on the data"),
@@ -109,6 +110,16 @@ def test_flags_that_do_not_go_together(
     told = capfd.readouterr().err
     assert message in told
     assert told.strip().splitlines()[-1].startswith("boxwright: ")
+
+
+@pytest.mark.parametrize("has_qat", [False, True])
+def test_an_engine_to_train_for_needs_qat_from_wherever(
+    shapes_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], has_qat: bool
+) -> None:
+    path = written(tmp_path / "part.json", json.dumps({"qat": has_qat, "epochs": 1}))
+    arguments = ["train", "--model", "no-such-model", "--data", str(shapes_dir), "--out", str(tmp_path / "run")]
+    assert main([*arguments, "--config", str(path), "--qat-engine", "tensorrt"]) == 2
+    assert ("--qat-engine: expected --qat beside it" in capfd.readouterr().err) == (not has_qat)
 
 
 def test_every_extra_reaches_the_run_from_the_command_line(

@@ -102,7 +102,7 @@ def calibrate(
         engine=engine,
         on_progress=lambda done: report("calibrating", done, len(calibration.samples)),
     )
-    made = quantize_plainly(inputs, calibration, method) if tool is None else run_tool(tool, inputs)
+    made = quantize_plainly(inputs, calibration, method, report) if tool is None else run_tool(tool, inputs)
     record = CalibrationRecord(
         method=f"{made.description} for {engine}",
         data_sha256=content_sha256(calibration),

@@ -19,7 +19,7 @@ from boxwright.calibration.budget_words import advice, failure, warnings_of
 from boxwright.calibration.candidate import Quantizer, observed_tensors
 from boxwright.calibration.choice import ChoiceSet, prepare_choice
 from boxwright.calibration.engines import check_engines
-from boxwright.calibration.equalization import equalize
+from boxwright.calibration.equalized import equalized_quantizer
 from boxwright.calibration.evaluation import Evaluator
 from boxwright.calibration.evaluation_store import EvaluationStore
 from boxwright.calibration.final_timing import time_finalists
@@ -38,6 +38,8 @@ from boxwright.data.hashing import content_sha256
 DEFAULT_ENGINES = ("openvino",)
 # Of the time limit: that two passes over the calibration images may take.
 _MOST_CALIBRATING = 0.5
+# That the last timing of an engine's best forms takes, about.
+_FINAL_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,11 +126,20 @@ def calibrate_to_budget(
     statistics = _collect(float_model, images, engines, report)
     # A second pass must leave most of the time to the search.
     has_time = 2 * (time.monotonic() - started) <= _MOST_CALIBRATING * (deadline - started)
+    equalized = None
+    if has_time:
+        equalized = equalized_quantizer(
+            float_model,
+            [rules_for(engine) for engine in engines],
+            lambda: batches_without(float_model, images, None),
+            lambda model: _collect(model, images, engines, report, phase="calibrating, equalized"),
+            lambda leave_out: batches_without(float_model, images, leave_out),
+        )
     quantizer = Quantizer(
         float_model,
         statistics,
         lambda leave_out: batches_without(float_model, images, leave_out),
-        equalized=_equalized(float_model, images, engines, report) if has_time else None,
+        equalized=equalized,
     )
     with tempfile.TemporaryDirectory() as folder:
         choice = prepare_choice(
@@ -172,17 +183,6 @@ def calibrate_to_budget(
     return result
 
 
-def _equalized(model: FloatModel, images: SearchImages, engines: Sequence[str], report: Progress) -> Quantizer | None:
-    """Of the model equalised across layers, where an engine has no factors for channels and a layer can be."""
-    if all(rules_for(engine).rescales_channels for engine in engines):
-        return None
-    equalized = equalize(model, batches_without(model, images, None))
-    if equalized is None:
-        return None
-    statistics = _collect(equalized, images, engines, report, phase="calibrating, equalized")
-    return Quantizer(equalized, statistics, lambda leave_out: batches_without(model, images, leave_out))
-
-
 def _collect(
     model: FloatModel, images: SearchImages, engines: Sequence[str], report: Progress, *, phase: str = "calibrating"
 ) -> Statistics:
@@ -207,6 +207,7 @@ def _run_in_turn(
         whole.begin(search.seconds_left)
         search.run(deadline=now + max(0.0, deadline - now) / (len(searches) - index))
     chosen = [search.result.chosen() for search in searches]
+    whole.begin_end(_FINAL_SECONDS * len(searches))
     for search in searches:
         for form in chosen:
             if form is not None:

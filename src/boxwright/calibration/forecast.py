@@ -75,12 +75,19 @@ class WholeSearch:
         self._began = time.monotonic()
         self._seconds_left = seconds_left
 
+    def begin_end(self, seconds: float) -> None:
+        """All searches are done but for what takes these seconds, about."""
+        began = time.monotonic()
+        self._later = 0
+        self._seconds_left = lambda: max(1.0, seconds - (time.monotonic() - began))
+
     def __call__(self, phase: str, done: int, total: int) -> None:
         self._report(phase, done, total)
         left = self._seconds_left()
         if left > 0:
             now = time.monotonic()
-            left = min(left + self._later * (now - self._began + left), max(0.0, self._deadline - now))
+            left = left + self._later * (now - self._began + left)
+            left = min(left, max(1.0, self._deadline - now))
             self._report(self.PHASE, round(now - self._started), round(now - self._started + left))
 
     def end(self) -> None:

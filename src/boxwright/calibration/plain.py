@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from boxwright.calibration.candidate import Quantizer, observed_tensors
 from boxwright.calibration.choice import prepare_choice
-from boxwright.calibration.equalization import equalize
+from boxwright.calibration.equalized import equalized_quantizer
 from boxwright.calibration.evaluation import Evaluator
 from boxwright.calibration.float_model import FloatModel
-from boxwright.calibration.held_back import engine_to_measure
+from boxwright.calibration.held_back import Progress, engine_to_measure
 from boxwright.calibration.images import spread
 from boxwright.calibration.methods import MethodInputs, MethodResult
 from boxwright.calibration.placement import EngineRules, rules_for
 from boxwright.calibration.ranges import RangeMethod
 from boxwright.calibration.recipe import Recipe
-from boxwright.calibration.sessions import Tensors
-from boxwright.calibration.statistics import collect_statistics
+from boxwright.calibration.statistics import Statistics, collect_statistics
 from boxwright.calibration.variant import Variant
 from boxwright.data import Dataset
 
@@ -29,7 +28,9 @@ _NUM_IMAGES = 16
 _METHODS = (RangeMethod(), RangeMethod(kind="entropy"))
 
 
-def quantize_plainly(inputs: MethodInputs, calibration: Dataset, method: RangeMethod | None) -> MethodResult:
+def quantize_plainly(
+    inputs: MethodInputs, calibration: Dataset, method: RangeMethod | None, report: Progress
+) -> MethodResult:
     """Quantize by our own ranges and placement, all layers but those that predict.
 
     Args:
@@ -37,18 +38,25 @@ def quantize_plainly(inputs: MethodInputs, calibration: Dataset, method: RangeMe
         calibration: the images.
         method: of the ranges; where None, that one of `_METHODS` is taken with which the detections agree best with the
             float model's, and where all maps are integers channels are equalised if they then agree better still.
+        report: called with a phase, what is done of it and its size, after the first pass over the images, of which
+            `inputs.on_progress` is told.
     """
     model, rules = inputs.model, rules_for(inputs.engine)
     recipe = Recipe(rules=rules, method=method or _METHODS[0])
-    statistics = collect_statistics(
-        model,
-        ((arrays, count, 0) for arrays, count in inputs.batches()),
-        tensors=_observed(model, rules),
-        on_progress=inputs.on_progress,
-    )
-    quantizer = Quantizer(model, statistics, equalized=_equalized(inputs, rules) if method is None else None)
+    statistics = _collect(inputs, model, rules, inputs.on_progress)
+    equalized = None
     if method is None:
-        recipe = _choose(inputs, calibration, quantizer, recipe)
+        equalized = equalized_quantizer(
+            model,
+            [rules],
+            inputs.batches,
+            lambda other: _collect(
+                inputs, other, rules, lambda done: report("calibrating, equalized", done, inputs.num_images)
+            ),
+        )
+    quantizer = Quantizer(model, statistics, equalized=equalized)
+    if method is None:
+        recipe = _choose(inputs, calibration, quantizer, recipe, report)
     quantized = {layer.name for layer in quantizer.quantized(recipe)}
     return MethodResult(
         proto=quantizer.build(recipe),
@@ -57,7 +65,9 @@ def quantize_plainly(inputs: MethodInputs, calibration: Dataset, method: RangeMe
     )
 
 
-def _choose(inputs: MethodInputs, calibration: Dataset, quantizer: Quantizer, recipe: Recipe) -> Recipe:
+def _choose(
+    inputs: MethodInputs, calibration: Dataset, quantizer: Quantizer, recipe: Recipe, report: Progress
+) -> Recipe:
     part = calibration.with_samples(spread(calibration.samples, _NUM_IMAGES))
     with tempfile.TemporaryDirectory() as folder:
         choice = prepare_choice(part, None, inputs.model.manifest, inputs.model.proto, Path(folder))
@@ -65,24 +75,29 @@ def _choose(inputs: MethodInputs, calibration: Dataset, quantizer: Quantizer, re
         # TensorRT takes minutes for each form, and what is not installed cannot be asked.
         is_simulated = inputs.engine == "tensorrt" or engine_to_measure(inputs.engine) != inputs.engine
 
-        def agreement(candidate: Recipe) -> float:
-            variant = Variant(engine=inputs.engine, recipe=candidate)
-            return evaluator.evaluate(variant, choice, is_simulated=is_simulated).agreement.value
+        found: dict[Recipe, float] = {}
+        num_forms = len(_METHODS) + quantizer.can_equalize
 
+        def agreement(candidate: Recipe) -> float:
+            if candidate not in found:
+                variant = Variant(engine=inputs.engine, recipe=candidate)
+                found[candidate] = evaluator.evaluate(variant, choice, is_simulated=is_simulated).agreement.value
+                report("choosing ranges", len(found), num_forms)
+            return found[candidate]
+
+        report("choosing ranges", 0, num_forms)
         best = max((replace(recipe, method=method) for method in _METHODS), key=agreement)
         if quantizer.can_equalize:
             best = max((best, replace(best, equalizes=True)), key=agreement)
     return best
 
 
-def _equalized(inputs: MethodInputs, rules: EngineRules) -> Quantizer | None:
-    """Of the model equalised across layers, where the engine has no factors for channels and a layer can be."""
-    equalized = None if rules.rescales_channels else equalize(inputs.model, inputs.batches())
-    if equalized is None:
-        return None
-    batches: Iterable[tuple[Tensors, int, int]] = ((arrays, count, 0) for arrays, count in inputs.batches())
-    return Quantizer(equalized, collect_statistics(equalized, batches, tensors=_observed(equalized, rules)))
-
-
-def _observed(model: FloatModel, rules: EngineRules) -> dict[str, int | None]:
-    return observed_tensors(model, fused=rules.style == "fused")
+def _collect(
+    inputs: MethodInputs, model: FloatModel, rules: EngineRules, on_progress: Callable[[int], None]
+) -> Statistics:
+    return collect_statistics(
+        model,
+        ((arrays, count, 0) for arrays, count in inputs.batches()),
+        tensors=observed_tensors(model, fused=rules.style == "fused"),
+        on_progress=on_progress,
+    )

@@ -15,11 +15,10 @@ import onnx_ir as ir
 from boxwright.calibration.float_model import FloatModel
 from boxwright.calibration.fused_regions import FusedRegions, find_regions
 from boxwright.calibration.layer_quantization import InputQuantization
+from boxwright.calibration.placement import LOWEST_BEFORE_SILU
 from boxwright.calibration.qdq import QdqWriter, QuantizedLayer
 from boxwright.core.boxes import FloatArray
 
-# SiLU(x) is nearly constant below this: -0.03 at -5. Steps spent on what lies lower are lost to what lies higher.
-_LOWEST_BEFORE_SILU = -5.0
 _LARGEST_BIAS = 2**30
 _SIGMOID = InputQuantization(factors=None, scale=float(np.float32(1 / 255)), zero_point=0, activation_type="uint8")
 
@@ -84,10 +83,10 @@ def _quantizations(
 def _without_flat_part(quantization: InputQuantization) -> InputQuantization:
     """The same down to where SiLU becomes flat."""
     low, high = quantization.bounds
-    if low >= _LOWEST_BEFORE_SILU or quantization.activation_type != "uint8":
+    if low >= LOWEST_BEFORE_SILU or quantization.activation_type != "uint8":
         return quantization
-    scale = float(np.float32((max(high, 0.0) - _LOWEST_BEFORE_SILU) / 255))
-    return replace(quantization, scale=scale, zero_point=round(-_LOWEST_BEFORE_SILU / scale))
+    scale = float(np.float32((max(high, 0.0) - LOWEST_BEFORE_SILU) / 255))
+    return replace(quantization, scale=scale, zero_point=round(-LOWEST_BEFORE_SILU / scale))
 
 
 def _quantize_parameters(writer: QdqWriter, node: ir.Node, quantized: QuantizedLayer) -> None:

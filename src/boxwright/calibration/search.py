@@ -252,6 +252,7 @@ class Search:
             else:
                 low = middle
             self._progress("layers to better", step + 1, steps + 1)
+        self._progress("layers to better", steps + 1, steps + 1)
         return high
 
     def _try_predictions(self, variant: Variant) -> None:

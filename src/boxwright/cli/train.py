@@ -77,8 +77,6 @@ def train(
     """Train a detector on your own data, from scratch or from a checkpoint."""
     given = options.given_options(context)
     options.require_with(given, "evolve", ("fitness",))
-    if config is None:
-        options.require_with(given, "qat", ("qat_engine",))
     options.require_with(given, "pretrain_classification", ("cutmix",))
     try:
         from boxwright.training import train as run_training
@@ -93,6 +91,8 @@ def train(
     settings = options.to_settings(context.params, given) | always
     from_file = {} if config is None else {"out": out} | read_settings(config)
     run = merge_settings(from_file, settings)
+    if "qat_engine" in given and not run.qat:
+        options.require_with(given - {"qat"}, "qat", ("qat_engine",))
     if run.model in ("viola-jones", "hog"):
         options.refuse_with(given, "model", _CLASSICAL_OPTIONS)
         _train_classical(run, as_json)

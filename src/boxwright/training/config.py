@@ -104,6 +104,23 @@ class Augmentation:
         return dataclasses.replace(self, **missing)
 
 
+# Settings that may be others when a run is resumed.
+_OWN_OF_A_START = frozenset(
+    {
+        "data",
+        "out",
+        "class_images",
+        "weights",
+        "workers",
+        "device",
+        "precision",
+        "resume",
+        "max_minutes",
+        "val_every",
+    }
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A training run.
@@ -255,22 +272,18 @@ class TrainConfig:
 
     def fingerprint(self) -> dict[str, Any]:
         """The settings that a resumed run must share with the one that it goes on with."""
-        fields = dataclasses.asdict(self)
-        for name in (
-            "data",
-            "out",
-            "class_images",
-            "weights",
-            "workers",
-            "device",
-            "precision",
-            "resume",
-            "max_minutes",
-            "val_every",
-        ):
-            del fields[name]
+        fields = {name: value for name, value in dataclasses.asdict(self).items() if name not in _OWN_OF_A_START}
         plain: dict[str, Any] = _plain(fields)
         return plain
+
+
+def usual_settings() -> dict[str, Any]:
+    """Of each setting that has one its default, as in `TrainConfig.fingerprint`: what runs had before it was there."""
+    usual: dict[str, Any] = {}
+    for field_ in dataclasses.fields(TrainConfig):
+        if field_.default is not dataclasses.MISSING:
+            usual[field_.name] = _plain(field_.default)
+    return {name: value for name, value in usual.items() if name not in _OWN_OF_A_START}
 
 
 def _plain(value: Any) -> Any:

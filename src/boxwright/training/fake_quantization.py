@@ -4,7 +4,8 @@ Before a convolution or a matrix product its input is rounded to 255 steps of wh
 127 steps of each output channel's largest; gradients pass the rounding as if it were not there. What else is rounded is
 what the engine rounds that the network is trained for, after `calibration.placement`: where that scales channels for
 free, a depthwise convolution's input has a range for each channel; where all tensors between two layers are integers,
-the output of a convolution and its normalisation is rounded before the activation function, and SiLU's sigmoid is too.
+the output of a convolution and its batch normalisation is rounded before the activation function unless that is a
+ReLU, and the sigmoid is too where SiLU is a module.
 Ranges come from the batch itself, so there is nothing to keep but the
 weights: the state dict stays as it was, and what is exported is the plain network, for `boxwright calibrate` to
 quantize. BatchNorm, which export folds into the weights, scales whole output channels and so changes no rounding. What
@@ -22,18 +23,22 @@ import io
 import logging
 import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from boxwright.calibration.placement import PORTABLE, EngineRules
+from boxwright.calibration.placement import LOWEST_BEFORE_SILU, PORTABLE, EngineRules
 from boxwright.core.errors import InputError, MissingDependencyError
 
 # As calibration has it: smaller products are arithmetic in disguise.
 _FEWEST_WEIGHTS = 32
 _LARGEST_UINT8 = 255
+# Nodes of the graph of gradients.
+_CLIPPING = frozenset({"ReluBackward0", "HardtanhBackward0", "ClampBackward1", "ClampMinBackward0"})
+_OF_SILU = frozenset({"SiluBackward0", "SigmoidBackward0", "MulBackward0"})
 
 
 class FakeQuantizedConv2d(nn.Conv2d):
@@ -78,10 +83,13 @@ class FakeQuantizedSiLU(nn.SiLU):
 class _RoundOutput:
     """A forward hook that rounds what a module gives."""
 
-    def __init__(self, quantizer: nn.Module) -> None:
+    def __init__(self, quantizer: nn.Module, lowest: float | None) -> None:
         self.quantizer = quantizer
+        self.lowest = lowest
 
     def __call__(self, module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+        if self.lowest is not None:
+            output = output.clamp(min=self.lowest)
         return _round_rows(self.quantizer, output[None])[0]
 
 
@@ -108,8 +116,8 @@ def insert_fake_quantization(module: nn.Module, example: Tensor, rules: EngineRu
         InputError: where there is no layer to change.
     """
     make_quantizers = _quantizer_factory(rules)
-    names, normalisations = _names_before_predictions(module, example)
-    for name in names:
+    found = _look_at(module, example)
+    for name in found.followed:
         layer = module.get_submodule(name)
         layer.input_quantizer, layer.weight_quantizer = make_quantizers()
         if not isinstance(layer, nn.Conv2d):
@@ -119,20 +127,27 @@ def insert_fake_quantization(module: nn.Module, example: Tensor, rules: EngineRu
         layer.__class__ = FakeQuantizedConv2d
         cast(FakeQuantizedConv2d, layer).has_ranges_by_channel = is_depthwise and rules.rescales_channels
         if rules.style == "fused":
-            last = module.get_submodule(normalisations.get(name, name))
-            last.register_forward_hook(_RoundOutput(make_quantizers()[0]))
+            for last, readers in found.ends[name].items():
+                _round_output(module.get_submodule(last), readers, make_quantizers()[0])
     if rules.style == "fused":
         for layer in module.modules():
             if type(layer) is nn.SiLU:
                 layer.__class__ = FakeQuantizedSiLU
-    if not names:
+    if not found.followed:
         raise InputError(
             "--qat",
             expected="a network with convolutions before those that predict",
             got="one without",
             fix="leave the option out",
         )
-    return names
+    return found.followed
+
+
+def _round_output(layer: nn.Module, readers: set[str], quantizer: nn.Module) -> None:
+    """Round what a convolution and its normalisation give as ONNX Runtime does, see `calibration.fused_regions`."""
+    if isinstance(layer, nn.GroupNorm) or readers <= _CLIPPING:
+        return  # in float there; or rounded behind the clipping, which the next layer's input is
+    layer.register_forward_hook(_RoundOutput(quantizer, LOWEST_BEFORE_SILU if readers <= _OF_SILU else None))
 
 
 def _quantizer_factory(rules: EngineRules) -> Any:
@@ -159,27 +174,37 @@ def _quantizer_factory(rules: EngineRules) -> Any:
     return make
 
 
-def _names_before_predictions(module: nn.Module, example: Tensor) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Plain convolutions and products that another one follows, in the order of the modules.
+@dataclass(frozen=True)
+class _Found:
+    """What a run of the network showed.
 
-    Returns:
-        Their names, and by these the names of the normalisations that read what they give.
+    Attributes:
+        followed: plain convolutions and products that another one follows, in the order of the modules.
+        ends: by the name of each convolution the modules that end it, itself or its batch normalisations, each with
+            the kind of what reads its result in the graph of gradients, e.g. "ReluBackward0".
     """
-    results: dict[str, list[Tensor]] = {}
-    normalised: dict[str, list[Tensor]] = {}
+
+    followed: tuple[str, ...]
+    ends: dict[str, dict[str, set[str]]]
+
+
+def _look_at(module: nn.Module, example: Tensor) -> _Found:
+    results: dict[str, list[tuple[Tensor, Any]]] = {}
+    normalised: dict[str, list[tuple[Tensor, Any]]] = {}
     hooks = []
+
+    def note(name: str, found: dict[str, list[tuple[Tensor, Any]]], tensor: Tensor, out: Tensor) -> None:
+        # Now: what is changed in place later has another one.
+        found.setdefault(name, []).append((tensor, out.grad_fn))
+
     for name, layer in module.named_modules():
-        if isinstance(layer, (nn.modules.batchnorm._BatchNorm, nn.GroupNorm)):
+        if isinstance(layer, (nn.modules.batchnorm._NormBase, nn.GroupNorm)):
             hooks.append(
-                layer.register_forward_hook(
-                    lambda _, inputs, out, n=name: normalised.setdefault(n, []).append(inputs[0])
-                )
+                layer.register_forward_hook(lambda _, inputs, out, n=name: note(n, normalised, inputs[0], out))
             )
         # Subclasses compute something of their own, and are left alone.
         if type(layer) in (nn.Conv2d, nn.Linear) and layer.weight.numel() >= _FEWEST_WEIGHTS:
-            hooks.append(
-                layer.register_forward_hook(lambda _, inputs, out, n=name: results.setdefault(n, []).append(out))
-            )
+            hooks.append(layer.register_forward_hook(lambda _, inputs, out, n=name: note(n, results, out, out)))
     was_training = module.training
     try:
         with torch.enable_grad():  # the graph of gradients says which follows which
@@ -188,21 +213,33 @@ def _names_before_predictions(module: nn.Module, example: Tensor) -> tuple[tuple
         for hook in hooks:
             hook.remove()
         module.train(was_training)
-    made_by = {id(out.grad_fn): name for name, outs in results.items() for out in outs if out.grad_fn is not None}
-    roots = [out.grad_fn for outs in results.values() for out in outs if out.grad_fn is not None]
-    followed = {made_by[key] for key in _ids_before(roots) if key in made_by}
-    norm_of = {id(tensor): name for name, tensors in normalised.items() for tensor in tensors}
-    norms = {name: norm_of[id(out)] for name, outs in results.items() for out in outs if id(out) in norm_of}
-    return tuple(name for name in results if name in followed), norms
+    made_by = {id(node): name for name, outs in results.items() for _, node in outs if node is not None}
+    readers = _readers_of([node for outs in results.values() for _, node in outs if node is not None])
+    norms_of: dict[int, list[tuple[str, Any]]] = {}
+    for name, entries in normalised.items():
+        for tensor, node in entries:
+            norms_of.setdefault(id(tensor), []).append((name, node))
+    ends: dict[str, dict[str, set[str]]] = {}
+    for name, outs in results.items():
+        for out, node in outs:
+            for last, last_node in norms_of.get(id(out), [(name, node)]):
+                ends.setdefault(name, {}).setdefault(last, set()).update(readers.get(id(last_node), ()))
+    followed = {made_by[key] for key in readers if key in made_by}
+    return _Found(tuple(name for name in results if name in followed), ends)
 
 
-def _ids_before(roots: Iterable[Any]) -> set[int]:
-    """Ids of all nodes of the graph of gradients that those given depend on."""
-    pending = [parent for root in roots for parent, _ in root.next_functions]
+def _readers_of(roots: Iterable[Any]) -> dict[int, set[str]]:
+    """Of all nodes of the graph of gradients that those given depend on, by id, the kinds of those that read them."""
+    pending = list(roots)
     seen: set[int] = set()
+    readers: dict[int, set[str]] = {}
     while pending:
         node = pending.pop()
-        if node is not None and id(node) not in seen:
-            seen.add(id(node))
-            pending.extend(parent for parent, _ in node.next_functions)
-    return seen
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        for parent, _ in node.next_functions:
+            if parent is not None:
+                readers.setdefault(id(parent), set()).add(node.name())
+                pending.append(parent)
+    return readers

@@ -13,7 +13,7 @@ from boxwright.core.errors import CheckpointError
 from boxwright.core.manifest import Manifest
 from boxwright.models.common.checkpoint import read_checkpoint
 from boxwright.models.common.saving import save_checkpoint
-from boxwright.training.config import TrainConfig
+from boxwright.training.config import TrainConfig, usual_settings
 from boxwright.training.lightning_module import TrainingModule
 from boxwright.training.settings import check_same_settings
 
@@ -138,7 +138,7 @@ def read_saved_run(config: TrainConfig) -> SavedRun:
         raise CheckpointError(
             str(path), expected="the state of a training run", got=f"another ({error!r})", fix="start a new run"
         ) from error
-    check_same_settings(settings, config.fingerprint(), path, what="run")
+    check_same_settings({**usual_settings(), **settings}, config.fingerprint(), path, what="run")
     return saved
 
 

@@ -63,8 +63,16 @@ def run(inputs: MethodInputs) -> MethodResult:
 
 
 def tensor_scales(inputs: MethodInputs) -> dict[str, float]:
-    """The scale of each float tensor that the model computes or is given, by name."""
+    """The scale of each float tensor that the model computes or is given, by name.
+
+    What is never finite has none, and of what is partly so (scores padded with minus infinity) the finite part counts.
+
+    Raises:
+        InputError: where what goes into a layer, or a raw head, is not finite.
+    """
     histograms: dict[str, ChannelHistograms] = {}
+    must_be_finite = {layer.input_name for layer in inputs.model.layers}
+    must_be_finite |= {value.name for value in inputs.model.raw_proto.graph.output}
     done = 0
     sessions = None
     for arrays, count in inputs.batches():
@@ -73,18 +81,21 @@ def tensor_scales(inputs: MethodInputs) -> dict[str, float]:
             histograms = {name: ChannelHistograms(1) for name in names}
             sessions = open_pieces(inputs.model, arrays, dict.fromkeys(names, 0), Statistics())
         for name in histograms.keys() & arrays.keys():
-            _observe(name, arrays[name], histograms[name], done)
+            _observe(name, arrays[name], histograms[name], done, name in must_be_finite)
         for session, piece in sessions:
             for name, array in zip(piece, session.run(piece, dict(arrays)), strict=True):  # type: ignore[attr-defined]
-                _observe(name, array, histograms[name], done)
+                _observe(name, array, histograms[name], done, name in must_be_finite)
         done += count
         inputs.on_progress(min(done, inputs.num_images))
-    return {name: _scale_of(histogram) for name, histogram in histograms.items()}
+    return {name: _scale_of(histogram) for name, histogram in histograms.items() if histogram.counts.any()}
 
 
-def _observe(name: str, array: NDArray[Any], histogram: ChannelHistograms, offset: int) -> None:
+def _observe(name: str, array: NDArray[Any], histogram: ChannelHistograms, offset: int, must_be_finite: bool) -> None:
     values = array.reshape(1, -1)
-    check_finite(name, values)
+    if must_be_finite:
+        check_finite(name, values)
+    elif not np.isfinite(values).all():
+        values = values[np.isfinite(values)][None]
     histogram.add(values, most_values=_MOST_VALUES_AN_IMAGE, offset=offset)
 
 
@@ -95,21 +106,20 @@ def _scale_of(histogram: ChannelHistograms) -> float:
 
 
 def emulate(model: FloatModel, scales: Mapping[str, float]) -> onnx.ModelProto:
-    """The model with all layers in INT8, those that predict too: symmetric, a scale a tensor and a weight's channel.
+    """The model with its layers in INT8, those that predict too: symmetric, a scale a tensor and a weight's channel.
 
     Args:
         model: the float model.
-        scales: of each tensor, by name.
+        scales: by name of the tensor; layers whose input has none (it hangs on constants alone) stay in float.
     """
     inputs = {
-        layer.input_name: InputQuantization(
-            factors=None, scale=scales[layer.input_name], zero_point=0, activation_type="int8"
-        )
-        for layer in model.layers
+        name: InputQuantization(factors=None, scale=scale, zero_point=0, activation_type="int8")
+        for name, scale in scales.items()
     }
     layers = {
         layer.name: QuantizedLayer(layer=layer, input=inputs[layer.input_name], weight=_weights_of(layer))
         for layer in model.layers
+        if layer.input_name in inputs
     }
     emulation = ir.from_proto(model.proto)
     insert_qdq(emulation, layers)
