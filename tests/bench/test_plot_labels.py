@@ -64,6 +64,12 @@ def test_a_name_keeps_off_intervals_and_off_the_line() -> None:
     assert not box.y0 <= line <= box.y1
 
 
+def test_a_name_covers_no_mark_that_lies_where_it_ends() -> None:
+    points = [(400, 0.62), (670, 0.6235)]
+    axes, (box, _), _ = placed(points)
+    assert not box.padded(6).contains(*axes.transData.transform(points[1]))
+
+
 def test_the_way_to_a_far_name_leads_through_no_other_mark() -> None:
     points = [(700, 0.64), (740, 0.6412), (740, 0.6388), (660, 0.6412), (660, 0.6388)]
     axes, boxes, _ = placed(points)

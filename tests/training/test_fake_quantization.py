@@ -159,7 +159,7 @@ class Shared(nn.Module):
 
     def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
         levels = [norm(self.conv(images)).sigmoid() for norm in self.norms]
-        return {str(index): self.classes(self.group_norm(self.group(x)).relu()) for index, x in enumerate(levels)}
+        return {str(index): self.classes(self.group_norm(self.group(x)).sigmoid()) for index, x in enumerate(levels)}
 
 
 def test_every_normalisation_of_a_shared_layer_is_rounded_and_no_group_norm() -> None:

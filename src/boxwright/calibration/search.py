@@ -49,8 +49,8 @@ _METHODS = (
 )
 _MIGRATIONS = (0.3, 0.7, None)
 _MOST_EXTENSIONS = 6
-# Candidates that are measured in full after that, as a rule.
-_USUAL_CANDIDATES = 9
+# As a rule: repairs that are tried, and candidates that are measured in full after that.
+_USUAL_REPAIRS, _USUAL_CANDIDATES = 6, 9
 # Few images may flatter: on these a form must keep within this part of the budget.
 _RANKING_MARGIN = 0.85
 
@@ -115,20 +115,19 @@ class Search:
     def _progress(self, phase: str, done: int, total: int) -> None:
         self._on_progress(f"{self._engine}: {phase}", done, total)
 
-    def _expect(self, *, full: int, ranking: int, layers: int) -> None:
-        """Tell the forecast how many measurements are still to come."""
-        part = len(self._part.samples)
-        self._known.forecast.expect("full", full, num_images=len(self._choice.samples))
+    def _foretell(self) -> None:
+        """Tell the forecast how many measurements are to come after those of the float forms, about."""
+        part, num_layers = len(self._part.samples), len(self._layers)
+        ranking = len(_METHODS) + _USUAL_REPAIRS + num_layers.bit_length()
+        self._known.forecast.expect("full", 1 + _USUAL_CANDIDATES, num_images=len(self._choice.samples))
         self._known.forecast.expect("ranking", ranking, num_images=part)
-        self._known.forecast.expect("layer", layers, num_images=min(part, _SENSITIVITY_IMAGES))
+        self._known.forecast.expect("layer", num_layers, num_images=min(part, _SENSITIVITY_IMAGES))
 
     def _search(self) -> None:
-        bisections = len(self._layers).bit_length()
-        later = len(self._worthwhile_repairs()) + bisections
         self._try_float_forms()
         float_ms = self.result.trials[0].latency_ms
         self._part = self._choice.part(next(count for most_ms, count in _RANKING_IMAGES if float_ms < most_ms))
-        self._expect(full=1 + _USUAL_CANDIDATES, ranking=len(_METHODS) + 5 + later, layers=len(self._layers))
+        self._foretell()
         depthwise = frozenset(layer.name for layer in self._layers if layer.kind == "depthwise")
         start = Recipe(rules=rules_for(self._engine), float_layers=depthwise)
         recipe = self._improve(
@@ -137,7 +136,6 @@ class Search:
         recipe = self._improve("cheap repairs", recipe, self._cheap_repairs(recipe))
         self._try(Variant(engine=self._engine, recipe=recipe))  # so that there is one, should the time be up
         harms = self._harms(replace(recipe, float_layers=frozenset()))
-        self._expect(full=_USUAL_CANDIDATES, ranking=later, layers=0)
         for name in self._worthwhile_repairs():
             recipe = self._improve(
                 f"repair {name.replace('_', ' ')}", recipe, [replace(recipe, repairs=(*recipe.repairs, name))]
