@@ -27,13 +27,13 @@ from boxwright.calibration.candidate import Quantizer, observed_tensors
 from boxwright.calibration.executed import executed_layers
 from boxwright.calibration.float_model import FloatModel, load_float_model
 from boxwright.calibration.images import network_inputs
-from boxwright.calibration.placement import rules_for
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.sessions import Tensors
 from boxwright.calibration.statistics import Statistics, collect_statistics
 from boxwright.core.errors import UnsupportedError
 from boxwright.core.machine import describe_machine
 from boxwright.core.manifest import METADATA_KEY
+from boxwright.core.placement import rules_for
 from boxwright.core.timing import let_threads_sleep
 from boxwright.runtimes.backend import open_backend
 

@@ -23,11 +23,11 @@ from boxwright.calibration.choice import prepare_choice
 from boxwright.calibration.equalization import equalize
 from boxwright.calibration.evaluation import Evaluator
 from boxwright.calibration.float_model import FloatModel, load_float_model
-from boxwright.calibration.placement import rules_for
 from boxwright.calibration.ranges import RangeMethod
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.statistics import Statistics, collect_statistics
 from boxwright.calibration.variant import Variant
+from boxwright.core.placement import rules_for
 
 COLUMNS = ("form", "agreement", "points lost", "standard error")
 

@@ -14,12 +14,12 @@ from boxwright.calibration.candidate import Quantizer, observed_tensors
 from boxwright.calibration.evaluation import Evaluation
 from boxwright.calibration.executed import Executed
 from boxwright.calibration.paired_map import PairedDifference
-from boxwright.calibration.placement import rules_for
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.search_result import Trial
 from boxwright.calibration.statistics import collect_statistics
 from boxwright.calibration.variant import Variant
 from boxwright.core.manifest import CalibrationRecord, Manifest
+from boxwright.core.placement import rules_for
 from boxwright.data.hashing import content_sha256
 from colour_data import write_colour_data
 from quantization_models import LAYERS, float_model, inputs

@@ -14,10 +14,10 @@ from onnx import helper
 from boxwright.calibration.candidate import Quantizer, observed_tensors
 from boxwright.calibration.equalization import equalize, find_chains
 from boxwright.calibration.float_model import FloatModel, load_float_model
-from boxwright.calibration.placement import rules_for
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.sessions import open_session
 from boxwright.calibration.statistics import Statistics, collect_statistics
+from boxwright.core.placement import rules_for
 from cells_network import HEADS, cells_network
 from models_for_tests import CLASS_NAMES, STRIDE
 from quantization_models import float_model, inputs

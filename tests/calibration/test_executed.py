@@ -8,10 +8,10 @@ from boxwright.calibration.candidate import Quantizer, observed_tensors
 from boxwright.calibration.evaluation import Evaluator
 from boxwright.calibration.executed import executed_layers
 from boxwright.calibration.float_model import FloatModel
-from boxwright.calibration.placement import rules_for
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.statistics import Statistics, collect_statistics
 from boxwright.calibration.variant import Variant
+from boxwright.core.placement import rules_for
 from quantization_models import LAYERS, float_model, inputs
 
 

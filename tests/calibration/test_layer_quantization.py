@@ -14,9 +14,9 @@ from boxwright.calibration.layer_quantization import (
     quantize_weights,
     quantize_weights_twice,
 )
-from boxwright.calibration.placement import rules_for
 from boxwright.calibration.ranges import RangeMethod
 from boxwright.calibration.recipe import Recipe
+from boxwright.core.placement import rules_for
 
 PLAIN = Recipe(rules=rules_for("onnxruntime"), method=RangeMethod(kind="minmax"), corrects_bias=False)
 UNIT = InputQuantization(factors=None, scale=1.0, zero_point=0, activation_type="uint8")

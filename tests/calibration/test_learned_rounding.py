@@ -15,13 +15,13 @@ import pytest
 from boxwright.calibration.float_model import FloatModel
 from boxwright.calibration.input_columns import Geometry, sample_columns
 from boxwright.calibration.layer_quantization import quantize_input, quantize_weights
-from boxwright.calibration.placement import rules_for
 from boxwright.calibration.qdq import QuantizedLayer, insert_qdq
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.repairs import RepairContext, repairs
 from boxwright.calibration.repairs.learned_rounding import round_columns
 from boxwright.calibration.sessions import Tensors, open_session
 from boxwright.calibration.statistics import collect_statistics
+from boxwright.core.placement import rules_for
 from quantization_models import LAYERS, float_model, inputs
 
 RECIPE = Recipe(rules=rules_for("openvino"))

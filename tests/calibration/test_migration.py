@@ -13,11 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from boxwright.calibration.float_model import Layer
 from boxwright.calibration.histograms import ChannelHistograms
 from boxwright.calibration.layer_quantization import quantize_input, quantize_weights
-from boxwright.calibration.placement import RULES, rules_for
 from boxwright.calibration.qdq import QuantizedLayer, insert_qdq
 from boxwright.calibration.qdq_fused import insert_fused
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.sessions import open_session
+from boxwright.core.placement import RULES, rules_for
 
 WIDTH = 16
 # As behind a layer normalisation of a transformer, whose few loud channels are the same for every token.

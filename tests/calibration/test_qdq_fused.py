@@ -14,12 +14,12 @@ from onnx import numpy_helper
 from boxwright.calibration.float_model import FloatModel
 from boxwright.calibration.histograms import ChannelHistograms
 from boxwright.calibration.layer_quantization import InputQuantization, quantize_input, quantize_weights
-from boxwright.calibration.placement import rules_for
 from boxwright.calibration.qdq import QuantizedLayer
 from boxwright.calibration.qdq_fused import fused_tensors, insert_fused
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.sessions import open_session
 from boxwright.calibration.statistics import Statistics, collect_statistics
+from boxwright.core.placement import rules_for
 from quantization_models import LAYERS, float_model, inputs
 from tolerances import INT8_HEADS
 

@@ -14,9 +14,9 @@ from boxwright.calibration.budget import Budget, feared_drop
 from boxwright.calibration.budget_files import name_files, plan_files
 from boxwright.calibration.budget_words import advice
 from boxwright.calibration.evaluation import Evaluation
-from boxwright.calibration.placement import rules_for
 from boxwright.calibration.search_result import SearchResult, Trial
 from boxwright.calibration.variant import Variant
+from boxwright.core.placement import rules_for
 from search_fakes import DAMAGES, FakeChoice, FakeEvaluator, searched
 
 WANTED_SHARE = rules_for("openvino").wanted_share

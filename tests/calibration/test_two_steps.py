@@ -9,10 +9,10 @@ import pytest
 from boxwright.calibration.candidate import Quantizer, observed_tensors
 from boxwright.calibration.executed import executed_layers
 from boxwright.calibration.float_model import FloatModel
-from boxwright.calibration.placement import rules_for
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.sessions import open_session
 from boxwright.calibration.statistics import Statistics, collect_statistics
+from boxwright.core.placement import rules_for
 from quantization_models import LAYERS, float_model, inputs
 
 DENSE = frozenset(LAYERS[:-2]) - {"thin"}

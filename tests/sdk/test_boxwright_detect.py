@@ -19,7 +19,6 @@ import onnx_ir as ir
 import pytest
 
 from boxwright.calibration.candidate import Quantizer, observed_tensors
-from boxwright.calibration.placement import rules_for
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.statistics import collect_statistics
 from boxwright.calibration.writing import write_model
@@ -27,6 +26,7 @@ from boxwright.core.decode_spec import AnchorDeltas, AnchorLevel, Distances, Gri
 from boxwright.core.errors import UnsupportedError
 from boxwright.core.images import read_image
 from boxwright.core.manifest import CalibrationRecord
+from boxwright.core.placement import rules_for
 from boxwright.core.preprocess import Preprocess
 from boxwright.export.thresholds import make_constant
 from boxwright.runtimes.backend import open_backend

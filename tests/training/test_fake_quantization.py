@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from boxwright.calibration.placement import rules_for
+from boxwright.core.placement import rules_for
 from boxwright.models import build_model, load_model
 from boxwright.training import TrainConfig, train
 from boxwright.training.fake_quantization import (

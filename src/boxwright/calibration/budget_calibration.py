@@ -25,7 +25,6 @@ from boxwright.calibration.evaluation_store import EvaluationStore
 from boxwright.calibration.final_timing import time_finalists
 from boxwright.calibration.float_model import FloatModel, load_float_model
 from boxwright.calibration.forecast import WholeSearch
-from boxwright.calibration.placement import rules_for
 from boxwright.calibration.search import Progress, Search
 from boxwright.calibration.search_result import SearchResult
 from boxwright.calibration.statistics import Statistics, collect_statistics
@@ -33,6 +32,7 @@ from boxwright.calibration.writing import check_target
 from boxwright.core.errors import AnswerIsNoError, InputError
 from boxwright.core.files import cache_dir
 from boxwright.core.machine import describe_machine
+from boxwright.core.placement import rules_for
 from boxwright.data.hashing import content_sha256
 
 DEFAULT_ENGINES = ("openvino",)

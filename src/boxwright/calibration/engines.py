@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from boxwright.calibration.placement import rules_for
 from boxwright.core.errors import InputError, UnsupportedError
 from boxwright.core.manifest import Precision
+from boxwright.core.placement import rules_for
 
 # What a float model is tried in beside FP32; what the machine lacks is passed over.
 _OTHER_PRECISIONS: dict[str, tuple[Precision, ...]] = {"openvino": ("bf16", "fp16"), "tensorrt": ("fp16",)}

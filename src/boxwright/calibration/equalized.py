@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from boxwright.calibration.candidate import Batches, Quantizer
 from boxwright.calibration.equalization import equalize
 from boxwright.calibration.float_model import FloatModel
-from boxwright.calibration.placement import EngineRules
 from boxwright.calibration.sessions import Tensors
 from boxwright.calibration.statistics import Statistics
+from boxwright.core.placement import EngineRules
 
 
 def equalized_quantizer(

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from boxwright.calibration.float_model import Layer
 from boxwright.calibration.histograms import BIN_MIDDLES, BIN_WIDTHS, ChannelHistograms, DoubleArray
-from boxwright.calibration.placement import ActivationType
 from boxwright.calibration.ranges import RangeMethod, choose_range
 from boxwright.calibration.recipe import Recipe
 from boxwright.core.boxes import FloatArray
+from boxwright.core.placement import ActivationType
 
 # Weights are symmetric, so that engines need no correction for their zero point.
 _LARGEST_WEIGHT = 127

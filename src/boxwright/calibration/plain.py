@@ -15,11 +15,11 @@ from boxwright.calibration.float_model import FloatModel
 from boxwright.calibration.held_back import Progress, engine_to_measure
 from boxwright.calibration.images import spread
 from boxwright.calibration.methods import MethodInputs, MethodResult
-from boxwright.calibration.placement import EngineRules, rules_for
 from boxwright.calibration.ranges import RangeMethod
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.statistics import Statistics, collect_statistics
 from boxwright.calibration.variant import Variant
+from boxwright.core.placement import EngineRules, rules_for
 from boxwright.data import Dataset
 
 # Of the calibration images: that forms are compared on.

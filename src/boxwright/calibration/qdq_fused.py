@@ -15,9 +15,9 @@ import onnx_ir as ir
 from boxwright.calibration.float_model import FloatModel
 from boxwright.calibration.fused_regions import FusedRegions, find_regions
 from boxwright.calibration.layer_quantization import InputQuantization
-from boxwright.calibration.placement import LOWEST_BEFORE_SILU
 from boxwright.calibration.qdq import QdqWriter, QuantizedLayer
 from boxwright.core.boxes import FloatArray
+from boxwright.core.placement import LOWEST_BEFORE_SILU
 
 _LARGEST_BIAS = 2**30
 _SIGMOID = InputQuantization(factors=None, scale=float(np.float32(1 / 255)), zero_point=0, activation_type="uint8")

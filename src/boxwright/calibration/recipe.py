@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from boxwright.calibration.placement import PORTABLE, EngineRules
 from boxwright.calibration.ranges import RangeMethod
+from boxwright.core.placement import PORTABLE, EngineRules
 
 
 @dataclass(frozen=True, kw_only=True)

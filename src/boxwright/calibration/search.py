@@ -20,7 +20,6 @@ from boxwright.calibration.engines import other_precisions
 from boxwright.calibration.evaluation import Evaluation, Evaluator
 from boxwright.calibration.evaluation_store import EvaluationStore
 from boxwright.calibration.ladder import Rung, climb, float_ladder, integer_ladder
-from boxwright.calibration.placement import rules_for
 from boxwright.calibration.ranges import RangeMethod
 from boxwright.calibration.recipe import Recipe
 from boxwright.calibration.repairs import repairs
@@ -28,6 +27,7 @@ from boxwright.calibration.search_result import SearchResult, Step, Trial
 from boxwright.calibration.sensitivity import harm_of_layers, measure_sensitivity
 from boxwright.calibration.variant import Variant
 from boxwright.core.errors import ModelFileError, UnsupportedError
+from boxwright.core.placement import rules_for
 
 Progress = Callable[[str, int, int], None]
 # Images that candidates are ranked on, by the milliseconds of one; what may be chosen is measured on all.

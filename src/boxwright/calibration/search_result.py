@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 from boxwright.calibration.budget import Budget
 from boxwright.calibration.evaluation import Evaluation
-from boxwright.calibration.placement import rules_for
 from boxwright.calibration.sensitivity import LayerSensitivity
 from boxwright.calibration.stopwatch import is_surely_faster
 from boxwright.calibration.variant import Variant
+from boxwright.core.placement import rules_for
 
 # Of the time of another form: then speed counts for more than the share on integers.
 _MUCH_FASTER = 0.9

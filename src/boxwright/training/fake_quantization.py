@@ -2,7 +2,7 @@
 
 Before a convolution or a matrix product its input is rounded to 255 steps of what the batch spans, and its weights to
 127 steps of each output channel's largest; gradients pass the rounding as if it were not there. What else is rounded is
-what the engine rounds that the network is trained for, after `calibration.placement`: where that scales channels for
+what the engine rounds that the network is trained for, after `core.placement`: where that scales channels for
 free, a depthwise convolution's input has a range for each channel; where all tensors between two layers are integers,
 the output of a convolution and its batch normalisation is rounded before the activation function unless that is a
 ReLU, and the sigmoid is too where SiLU is a module.
@@ -30,8 +30,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from boxwright.calibration.placement import LOWEST_BEFORE_SILU, PORTABLE, EngineRules
 from boxwright.core.errors import InputError, MissingDependencyError
+from boxwright.core.placement import LOWEST_BEFORE_SILU, PORTABLE, EngineRules
 
 # As calibration has it: smaller products are arithmetic in disguise.
 _FEWEST_WEIGHTS = 32

@@ -6,8 +6,8 @@ import dataclasses
 
 import torch
 
-from boxwright.calibration.placement import rules_for
 from boxwright.core.errors import InputError
+from boxwright.core.placement import rules_for
 from boxwright.core.preprocess import Preprocess
 from boxwright.models import DetectionModel
 from boxwright.training.backbone import find_frozen, freeze_parameters, keep_frozen_statistics

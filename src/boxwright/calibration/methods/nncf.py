@@ -10,11 +10,11 @@ import onnx
 
 from boxwright.calibration.float_model import FloatModel
 from boxwright.calibration.methods import MethodInputs, MethodResult
-from boxwright.calibration.placement import ActivationType, rules_for
 from boxwright.calibration.sessions import Tensors
 from boxwright.calibration.statistics import collect_statistics
 from boxwright.core.errors import InputError, ModelFileError
 from boxwright.core.nncf_import import import_nncf, quiet_nncf
+from boxwright.core.placement import ActivationType, rules_for
 
 # TensorRT takes no zero points; the other engines gain by them where an activation function gives few negative numbers.
 _PRESETS = {"tensorrt": "performance"}
