@@ -4,8 +4,8 @@ The rules were found by measurement:
 
 - ONNX Runtime (CPU) makes an integer convolution only of a node whose inputs and output are quantized, and wants
   unsigned activations: symmetric int8 runs at half of FP32's speed. Everything between two convolutions must be
-  quantized too, or the way to float and back costs more than INT8 wins (style `fused`, see `calibration.fused_regions`). Matrix
-  products give floats, since what surrounds them in attention is float anyway.
+  quantized too, or the way to float and back costs more than INT8 wins (style `fused`, see
+  `calibration.fused_regions`). Matrix products give floats, since what surrounds them in attention is float anyway.
 - OpenVINO (CPU) fuses the activation function and the next layer's quantization into the convolution, so quantizing
   the inputs of layers is enough (style `inputs`); SiLU stays whole, and a multiplication with a constant for each
   channel is fused too, which gives each channel a range of its own.
