@@ -14,7 +14,7 @@ figures = pytest.importorskip("matplotlib.figure")
 
 
 def placed(
-    points: list[tuple[float, float]], *, name: str = "model_openvino_model"
+    points: list[tuple[float, float]], *, name: str = "model_openvino_model", spread: float = 0.02
 ) -> tuple[Any, list[Any], list[Any]]:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.text import Text
@@ -25,7 +25,7 @@ def placed(
     axes.set_xlim(0, 1500)
     axes.set_ylim(0.6, 0.7)
     labels = [
-        Label(text=f"{name} {index}", x=x, y=y, x_interval=(0.98 * x, 1.02 * x), colour="k")
+        Label(text=f"{name} {index}", x=x, y=y, x_interval=((1 - spread) * x, (1 + spread) * x), colour="k")
         for index, (x, y) in enumerate(points)
     ]
     figure.draw_without_rendering()
@@ -70,9 +70,16 @@ def test_a_name_covers_no_mark_that_lies_where_it_ends() -> None:
     assert not box.padded(6).contains(*axes.transData.transform(points[1]))
 
 
-def test_the_way_to_a_far_name_leads_through_no_other_mark() -> None:
-    points = [(700, 0.64), (740, 0.6412), (740, 0.6388), (660, 0.6412), (660, 0.6388)]
-    axes, boxes, _ = placed(points)
+@pytest.mark.parametrize(
+    ("points", "spread"),
+    [
+        ([(700, 0.64), (740, 0.6412), (740, 0.6388), (660, 0.6412), (660, 0.6388)], 0.02),
+        # Two at one height whose intervals lie across each other, and one above.
+        ([(656, 0.647), (658, 0.655), (672, 0.647)], 0.15),
+    ],
+)
+def test_the_way_to_a_far_name_leads_through_no_other_mark(points: list[tuple[float, float]], spread: float) -> None:
+    axes, boxes, _ = placed(points, spread=spread)
     marks = [axes.transData.transform(point) for point in points]
     for index, box in enumerate(boxes):
         middle = [(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2]

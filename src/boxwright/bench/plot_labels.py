@@ -52,13 +52,15 @@ def place_labels(axes: Axes, labels: Sequence[Label], line: Sequence[tuple[float
     from matplotlib.text import Text
 
     renderer = axes.figure.canvas.get_renderer()  # type: ignore[attr-defined]
-    marks = [_extent_of_mark(axes, label) for label in labels]
+    marks = [_extent_of_mark(axes, label, label.x_interval) for label in labels]
+    # A way to a mark may cross intervals, which lie across each other anyway.
+    dots = [_extent_of_mark(axes, label, (label.x, label.x)) for label in labels]
     corners = list(axes.transData.transform(line)) if line else []
     lines = [_extent_of_line(*ends) for ends in itertools.pairwise(corners)]
     placed: list[Annotation] = []
     taken: list[Bbox] = []
-    for label, mark in zip(labels, marks, strict=True):
-        obstacles = [*taken, *(other for other in marks if other is not mark)]
+    for label, dot in zip(labels, dots, strict=True):
+        obstacles = [*taken, *(other for other in dots if other is not dot)]
         attempts: list[tuple[float, Bbox, Annotation]] = []
         for offset in _OFFSETS:
             text = _write(axes, label, offset)
@@ -66,7 +68,7 @@ def place_labels(axes: Axes, labels: Sequence[Label], line: Sequence[tuple[float
             box = Text.get_window_extent(text, renderer)  # without the line to its mark
             faults = 3.0 * sum(box.overlaps(other) for other in taken) + 2.0 * sum(box.overlaps(m) for m in marks)
             faults += 3.0 * (not (axes.bbox.contains(box.x0, box.y0) and axes.bbox.contains(box.x1, box.y1)))
-            faults += 1.5 * sum(_leads_through(box, mark, other) for other in obstacles)
+            faults += 1.5 * sum(_leads_through(box, dot, other) for other in obstacles)
             faults += 0.5 * sum(box.overlaps(other) for other in lines)
             attempts.append((faults, box, text))
             if faults == 0:
@@ -97,11 +99,11 @@ def _write(axes: Axes, label: Label, offset: tuple[int, int]) -> Annotation:
     )
 
 
-def _extent_of_mark(axes: Axes, label: Label) -> Bbox:
-    """A mark and its interval, in pixels."""
+def _extent_of_mark(axes: Axes, label: Label, interval: tuple[float, float]) -> Bbox:
+    """A mark and a line through it, in pixels."""
     from matplotlib.transforms import Bbox
 
-    ends = axes.transData.transform([(x, label.y) for x in (label.x_interval[0], label.x, label.x_interval[1])])
+    ends = axes.transData.transform([(x, label.y) for x in (interval[0], label.x, interval[1])])
     radius = 0.5 * MARK_POINTS * axes.figure.get_dpi() / 72
     (low, _), (x, y), (high, _) = ends
     return Bbox.from_extents(min(low, x - radius), y - radius, max(high, x + radius), y + radius)
