@@ -11,17 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-SHARED = Path(os.environ.get("BOXWRIGHT_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-DATA = SHARED / "data" / "bccd"
+from int8_budget import DATA as ALL_DATA
+from int8_budget import NUM_IMAGES, Case, measure
+
+DATA = ALL_DATA / "bccd"
+CASE = Case("yolox-nano bccd", (), DATA, "test")
 ENGINES = ("openvino", "onnxruntime")
-NUM_IMAGES, BATCH = 80, 8
-SCORE_THRESHOLD, IOU_THRESHOLD = 0.001, 0.65
+BATCH = 8
 COLUMNS = ("network", "engine", "AP float", "AP INT8", "points lost", "minutes of training")
 
 
@@ -91,24 +92,11 @@ def measure_forms(
     for engine in engines:
         quantized = folder / f"m_{engine}.onnx"
         calibrate(model, DATA, quantized, num_images=NUM_IMAGES, engine=engine, measure=False)
-        before, after = measure(model, engine), measure(quantized, engine)
+        before, after = (measure(form, engine, "fp32", CASE) for form in (model, quantized))
         values = (f"{before:.4f}", f"{after:.4f}", f"{100 * (before - after):.2f}", f"{minutes:.1f}")
         rows.append(dict(zip(COLUMNS, (name, engine, *values), strict=True)))
         print(rows[-1], file=sys.stderr)
     return rows
-
-
-def measure(model: Path, engine: str) -> float:
-    """AP on the test list, FP32 where it is not INT8."""
-    from boxwright.bench.accuracy import evaluate
-    from boxwright.data import load_dataset
-    from boxwright.runtimes.detector import Detector
-
-    dataset = load_dataset(DATA, "test")
-    with Detector(model, backend=engine, precision="fp32", conf=SCORE_THRESHOLD, iou=IOU_THRESHOLD) as detector:
-        result = evaluate(detector, dataset).map
-    assert result is not None
-    return result
 
 
 if __name__ == "__main__":

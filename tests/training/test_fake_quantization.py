@@ -174,6 +174,30 @@ def test_every_normalisation_of_a_shared_layer_is_rounded_and_no_group_norm() ->
     assert number_of_steps(module.group_norm(maps)) > 0.1
 
 
+class Scaled(nn.Module):
+    """Results that are only multiplied, only gated, and gated by their own sigmoid as SiLU is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.multiplied, self.sigmoid, self.written_out = (nn.Conv2d(3, 8, 3, padding=1) for _ in range(3))
+        self.classes = nn.Conv2d(24, 5, 1)
+
+    def forward(self, images: torch.Tensor) -> dict[str, torch.Tensor]:
+        silu = self.written_out(images)
+        maps = [self.multiplied(images) * 0.5, self.sigmoid(images).sigmoid(), silu * silu.sigmoid()]
+        return {"class_logits": self.classes(torch.cat(maps, 1))}
+
+
+def test_low_numbers_are_cut_before_silu_alone() -> None:
+    torch.manual_seed(0)
+    module = Scaled().eval()
+    insert_fake_quantization(module, torch.rand(1, 3, 8, 10), rules_for("onnxruntime"))
+    loud = 100 * torch.randn(1, 3, 8, 10)
+    for layer in (module.multiplied, module.sigmoid):
+        assert number_of_steps(layer(loud)) < 1e-2 and layer(loud).min() < -50
+    assert -6 < module.written_out(loud).min() <= -4
+
+
 @pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
 def test_a_run_rounds_for_the_engine_that_it_names(engine: str, shapes_dir: Path, tmp_path: Path) -> None:
     config = TrainConfig(data=shapes_dir, model="yolox-pico", out=tmp_path, qat=True, qat_engine=engine)  # type: ignore[arg-type]

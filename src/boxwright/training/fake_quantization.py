@@ -38,7 +38,7 @@ _FEWEST_WEIGHTS = 32
 _LARGEST_UINT8 = 255
 # Nodes of the graph of gradients.
 _CLIPPING = frozenset({"ReluBackward0", "HardtanhBackward0", "ClampBackward1", "ClampMinBackward0"})
-_OF_SILU = frozenset({"SiluBackward0", "SigmoidBackward0", "MulBackward0"})
+_SILU = ({"SiluBackward0"}, {"SigmoidBackward0", "MulBackward0"})
 
 
 class FakeQuantizedConv2d(nn.Conv2d):
@@ -145,9 +145,10 @@ def insert_fake_quantization(module: nn.Module, example: Tensor, rules: EngineRu
 
 def _round_output(layer: nn.Module, readers: set[str], quantizer: nn.Module) -> None:
     """Round what a convolution and its normalisation give as ONNX Runtime does, see `calibration.fused_regions`."""
-    if isinstance(layer, nn.GroupNorm) or readers <= _CLIPPING:
+    is_folded = isinstance(layer, (nn.Conv2d, nn.modules.batchnorm._BatchNorm))  # other normalisations are not
+    if not is_folded or readers <= _CLIPPING:
         return  # in float there; or rounded behind the clipping, which the next layer's input is
-    layer.register_forward_hook(_RoundOutput(quantizer, LOWEST_BEFORE_SILU if readers <= _OF_SILU else None))
+    layer.register_forward_hook(_RoundOutput(quantizer, LOWEST_BEFORE_SILU if readers in _SILU else None))
 
 
 def _quantizer_factory(rules: EngineRules) -> Any:
